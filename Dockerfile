@@ -1,0 +1,28 @@
+FROM python:3.11-slim
+
+ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+
+WORKDIR /app
+
+# The dependencies first: they change less often than the gateway.
+COPY requirements.lock ./
+RUN pip install --require-hashes -r requirements.lock
+
+COPY pyproject.toml README.md LICENSE ./
+COPY gateway ./gateway
+COPY config ./config
+RUN pip install --no-build-isolation --no-deps . \
+    && useradd --system --uid 10001 --home-dir /data --no-create-home gateway \
+    && install -d -o gateway -g gateway -m 0700 /data
+
+# The embedded store keeps its data here; with GATEWAY_REDIS set to a URL it stays empty.
+ENV GATEWAY_DATA_DIR=/data
+VOLUME /data
+USER gateway
+EXPOSE 8080
+
+HEALTHCHECK --interval=10s --timeout=3s --start-period=20s CMD ["python", "-c", \
+    "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8080/livez', timeout=2)"]
+
+# Inside a container loopback reaches nobody; who may reach the port is the network's business.
+CMD ["sse-gateway", "serve", "--host", "0.0.0.0"]

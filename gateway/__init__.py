@@ -1,0 +1,1 @@
+"""Edge-cache-friendly Server-Sent Events gateway on a Redis-backed ring."""

@@ -1,0 +1,5 @@
+"""`python -m gateway` is `sse-gateway`."""
+
+from gateway.cli import main
+
+main()

@@ -1,0 +1,354 @@
+"""The gateway put together: settings in, a running server out; holds no rules of its own."""
+
+import asyncio
+import logging
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+import psutil
+from aiohttp import web
+
+from gateway.demo import publish_gateway_figures, publish_host_figures
+from gateway.hub.hub import Hub, HubOptions
+from gateway.hub.mirror import Mirror
+from gateway.hub.rings import RingReader
+from gateway.hub.tail import Tail
+from gateway.protocol.batch import PublishLimits
+from gateway.protocol.channel import namespace_of
+from gateway.protocol.errors import GatewayError, StoreUnavailable
+from gateway.protocol.event import NewEvent
+from gateway.protocol.namespace import Namespace
+from gateway.settings import Settings
+from gateway.snapshot.cache import Snapshots
+from gateway.store.connection import ConnectionOptions, open_server
+from gateway.store.publisher import Publisher
+from gateway.store.redis import RedisStore, StoreLimits
+from gateway.telemetry.metrics import Metrics
+from gateway.web.admin import ChannelsHandler
+from gateway.web.console import ConsoleHandler
+from gateway.web.health import HealthHandler
+from gateway.web.history import HistoryHandler, HistoryOptions
+from gateway.web.publish import PublishHandler
+from gateway.web.request import Names
+from gateway.web.routes import Handlers, build_application
+from gateway.web.snapshot import SnapshotHandler, SnapshotOptions
+from gateway.web.stream import StreamOptions, Streams
+
+_log = logging.getLogger(__name__)
+_SWEEP_SECONDS = 600.0
+_SWEEP_CHANNELS = 500
+_DRAIN_SECONDS = 5.0
+
+
+class PortTaken(GatewayError):
+    """The address to listen on cannot be had."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """One worker's parts, wired to each other."""
+
+    settings: Settings
+    store: RedisStore
+    publisher: Publisher
+    tails: Mapping[str, Tail]
+    hub: Hub
+    rings: RingReader
+    snapshots: Snapshots
+    metrics: Metrics
+    handlers: Handlers
+
+    async def run(self) -> None:
+        """Follow the store and serve subscribers until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            for tail in self.tails.values():
+                tasks.create_task(tail.run())
+            tasks.create_task(self.hub.run(self.rings))
+            tasks.create_task(self._sweep())
+
+    async def _sweep(self) -> None:
+        """Forget, now and then, channels that ended long ago."""
+        age_ms = self.settings.store.tombstone_age_seconds * 1000
+        while True:
+            await asyncio.sleep(_SWEEP_SECONDS)
+            oldest_ms = time.time() * 1000 - age_ms
+            for name, tail in self.tails.items():
+                old = [c for c, entry in tail.mirror.index.items() if entry.last.ms < oldest_ms]
+                try:
+                    for at in range(0, len(old), _SWEEP_CHANNELS):
+                        await self.store.sweep(name, old[at : at + _SWEEP_CHANNELS])
+                except StoreUnavailable as error:
+                    _log.info("namespace %s: not swept: %s", name, error)
+
+    def drain(self) -> None:
+        """Take no new streams and end those that are open."""
+        self.handlers.streams.draining = True
+        self.handlers.health.draining = True
+        self.hub.drain()
+
+
+def build_namespaces(settings: Settings) -> dict[str, Namespace]:
+    """Return each configured namespace's rules."""
+    return {
+        name: Namespace(
+            name=name,
+            reducer=own.reducer,
+            protected=own.visibility == "protected",
+            ring_limit_events=own.ring_limit_events,
+            ring_limit_bytes=own.ring_limit_bytes,
+            ring_age_seconds=own.ring_age_seconds,
+            channels_limit=own.channels_limit,
+            state_limit_bytes=own.state_limit_bytes,
+            keys_limit=own.keys_limit,
+            cache=own.cache_policy,
+        )
+        for name, own in settings.namespaces.items()
+    }
+
+
+def build_gateway(settings: Settings, redis_url: str) -> Gateway:
+    """Return a worker's parts for the Redis at `redis_url`; nothing is connected yet."""
+    namespaces = build_namespaces(settings)
+    metrics = Metrics()
+    store = _build_store(settings, redis_url, namespaces)
+    publisher = Publisher(store, namespaces, metrics.publish_seconds.observe)
+    hub = Hub(
+        HubOptions(
+            retry_ms=settings.streams.retry_ms,
+            heartbeat_seconds=settings.streams.heartbeat_seconds,
+            write_timeout_seconds=settings.streams.write_timeout_seconds,
+            snapshots=f"{settings.base_path}/snapshots/",
+        ),
+        metrics.delivery_seconds.observe,
+    )
+    snapshots = Snapshots(
+        store,
+        min_interval_ms=settings.snapshots.min_interval_ms,
+        limit_bytes=settings.snapshots.cache_limit_bytes,
+    )
+    tails = {
+        name: Tail(
+            store,
+            Mirror(rules, settings.mirror.limit_bytes),
+            [hub, snapshots],
+            settings.store.block_ms,
+        )
+        for name, rules in namespaces.items()
+    }
+    rings = RingReader(store)
+    names = Names(namespaces, settings.publish.channel_limit_bytes)
+    handlers = Handlers(
+        streams=Streams(hub, tails, names, _stream_options(settings)),
+        snapshots=SnapshotHandler(
+            snapshots,
+            tails,
+            names,
+            SnapshotOptions(
+                wait_seconds=settings.snapshots.wait_seconds,
+                inline_compression_limit_bytes=settings.snapshots.inline_compression_limit_bytes,
+            ),
+        ),
+        history=HistoryHandler(
+            rings,
+            tails,
+            names,
+            HistoryOptions(
+                limit_events=settings.history.limit_events,
+                default_events=settings.history.default_events,
+                reach_seconds=settings.snapshots.wait_seconds,
+            ),
+        ),
+        publish=PublishHandler(publisher, names, _publish_limits(settings)),
+        channels=ChannelsHandler(store, hub, tails, names),
+        health=HealthHandler(tails, metrics.exposition),
+        console=ConsoleHandler(),
+    )
+    gateway = Gateway(settings, store, publisher, tails, hub, rings, snapshots, metrics, handlers)
+    _watch(gateway)
+    return gateway
+
+
+def _build_store(
+    settings: Settings, redis_url: str, namespaces: Mapping[str, Namespace]
+) -> RedisStore:
+    options = ConnectionOptions(
+        connect_timeout_seconds=settings.store.connect_timeout_seconds,
+        command_timeout_seconds=settings.store.command_timeout_seconds,
+        connections_limit=settings.store.connections_limit,
+    )
+    limits = StoreLimits(
+        batch_limit_events=settings.publish.batch_limit_events,
+        batch_limit_bytes=settings.publish.batch_limit_bytes,
+        idempotency_ms=settings.publish.idempotency_seconds * 1000,
+        cut_margin_ms=settings.store.cut_margin_ms,
+        command_timeout_seconds=settings.store.command_timeout_seconds,
+    )
+    return RedisStore(open_server(redis_url, options), namespaces, limits)
+
+
+def _stream_options(settings: Settings) -> StreamOptions:
+    return StreamOptions(
+        subscribers_limit=settings.streams.subscribers_limit,
+        selectors_limit=settings.streams.selectors_limit,
+        buffer_limit_bytes=settings.streams.buffer_limit_bytes,
+        reach_seconds=settings.snapshots.wait_seconds,
+        retry_ms=settings.streams.retry_ms,
+    )
+
+
+def _publish_limits(settings: Settings) -> PublishLimits:
+    own = settings.publish
+    return PublishLimits(
+        event_bytes=own.event_limit_bytes,
+        batch_bytes=own.batch_limit_bytes,
+        batch_events=own.batch_limit_events,
+        channel_bytes=own.channel_limit_bytes,
+        key_bytes=own.key_limit_bytes,
+        type_bytes=own.type_limit_bytes,
+    )
+
+
+def _watch(gateway: Gateway) -> None:
+    """Let the metrics read every part's counters."""
+    hub, snapshots, tails = gateway.hub, gateway.snapshots, gateway.tails.values()
+    done, made = hub.counters, snapshots.counters
+    gateway.metrics.watch(
+        gauges={
+            "subscribers": ("Open streams.", lambda: hub.subscribers),
+            "lagging": ("Open streams that are behind.", hub.count_lagging),
+            "channels": ("Channels known.", lambda: sum(len(t.mirror.index) for t in tails)),
+            "mirror_bytes": ("Rings in memory.", lambda: sum(t.mirror.size_bytes for t in tails)),
+        },
+        counters={
+            "events_published": ("Events stored here.", lambda: gateway.publisher.events),
+            "events": ("Events tailed.", lambda: sum(tail.events for tail in tails)),
+            "deliveries": ("Events written to subscribers.", lambda: done.deliveries),
+            "delivered_bytes": ("Bytes written to subscribers.", lambda: done.bytes),
+            "lags": ("Times that a subscriber fell behind.", lambda: done.lagging),
+            "gaps": ("Positions that could not be resumed.", lambda: done.gaps),
+            "write_timeouts": ("Subscribers that took nothing too long.", lambda: done.timeouts),
+            "ring_reads": ("Rings read from Redis.", lambda: gateway.rings.reads),
+            "snapshot_hits": ("Snapshots that were rendered already.", lambda: made.hits),
+            "snapshot_renders": ("Snapshots rendered.", lambda: made.renders),
+            "snapshot_variants": ("Snapshots compressed.", lambda: made.variants),
+            "snapshot_not_modified": ("Snapshots answered 304.", lambda: made.not_modified),
+            "snapshot_loads": ("States read from Redis.", lambda: made.loads),
+            "redis_errors": ("Commands that Redis did not answer.", lambda: gateway.store.errors),
+        },
+    )
+
+
+@asynccontextmanager
+async def _listening(gateway: Gateway) -> AsyncIterator[str]:
+    """Serve HTTP while the block runs; yields the address. Streams are drained at its end."""
+    settings = gateway.settings
+    application = build_application(
+        gateway.handlers,
+        base_path=settings.base_path,
+        body_limit_bytes=settings.publish.batch_limit_bytes,
+    )
+    # A reader that leaves cancels its handler, which takes it off the hub at once.
+    runner = web.AppRunner(
+        application,
+        access_log=None,
+        handler_cancellation=True,
+        shutdown_timeout=_DRAIN_SECONDS,
+    )
+    await runner.setup()
+    site = web.TCPSite(runner, settings.host, settings.port, backlog=4096)
+    try:
+        try:
+            await site.start()
+        except OSError as error:
+            raise PortTaken(f"{settings.host}:{settings.port}: {error.strerror}") from error
+        host, port = runner.addresses[0][:2]
+        shown = f"[{host}]" if ":" in host else host
+        yield f"http://{shown}:{port}{settings.base_path}"
+    finally:
+        gateway.drain()
+        await runner.cleanup()
+
+
+async def _demo(gateway: Gateway) -> None:
+    async def publish(channel: str, data: bytes) -> object:
+        namespace = namespace_of(channel, gateway.settings.namespaces)
+        try:
+            return await gateway.publisher.publish(namespace, [NewEvent(channel, data, json=True)])
+        except StoreUnavailable as error:
+            _log.warning("demo: %s", error)
+            return None
+
+    process = psutil.Process()
+
+    def read() -> dict[str, float]:
+        return {
+            "subscribers": float(gateway.hub.subscribers),
+            "deliveries_total": float(gateway.hub.counters.deliveries),
+            "events_total": float(sum(tail.events for tail in gateway.tails.values())),
+            "delivered_bytes_total": float(gateway.hub.counters.bytes),
+            "gaps_total": float(gateway.hub.counters.gaps),
+            "memory_bytes": float(process.memory_info().rss),
+        }
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(publish_host_figures(publish))
+        tasks.create_task(publish_gateway_figures(publish, read))
+
+
+async def serve(
+    settings: Settings, *, demo: bool = False, ready: Callable[[str], None] | None = None
+) -> None:
+    """Run the gateway until SIGINT or SIGTERM; `ready` gets its address once it listens.
+
+    Raises GatewayError when it cannot start or its embedded server dies.
+    """
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    async with AsyncExitStack() as stack:
+        stack.callback(_restore_signals, loop)
+        url, exited = settings.redis, None
+        if settings.redis == "embedded":
+            # Imported here: a system without fcntl still serves with a Redis of its own.
+            from gateway.store.embedded import EmbeddedServer
+
+            server = await stack.enter_async_context(EmbeddedServer(settings.data_dir))
+            url, exited = server.url, server.exited
+        gateway = build_gateway(settings, url)
+        stack.push_async_callback(gateway.store.aclose)
+        await gateway.store.check()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                running = [tasks.create_task(gateway.run())]
+                if exited is not None:
+                    running.append(tasks.create_task(exited()))
+                async with _listening(gateway) as address:
+                    if demo:
+                        running.append(tasks.create_task(_demo(gateway)))
+                    if ready is not None:
+                        ready(address)
+                    await stop.wait()
+                for task in running:
+                    task.cancel()
+        except* GatewayError as group:
+            raise _first(group) from group
+
+
+def _first(group: BaseExceptionGroup[GatewayError]) -> GatewayError:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, GatewayError)
+    return error
+
+
+def _restore_signals(loop: asyncio.AbstractEventLoop) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.remove_signal_handler(number)

@@ -1,0 +1,157 @@
+"""The command line: reads options, calls what does the work, prints what it says."""
+
+import asyncio
+import ipaddress
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from gateway.cli_config import app as config_app
+from gateway.cli_options import Config
+from gateway.cli_publish import publish
+from gateway.cli_read import channels, snapshot, tail
+from gateway.settings import Settings, load_settings
+from gateway.terminal import command, messages, output
+
+app = typer.Typer(
+    name="sse-gateway",
+    help="Server-sent events with exact resume, and snapshots that any CDN can cache.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(config_app, name="config", help="Check and show the settings.")
+
+# All as text: the settings check them, so that a wrong one reads alike wherever it stands.
+Host = Annotated[
+    str | None, typer.Option(help="Address to listen on. \\[env: GATEWAY_HOST]", metavar="ADDRESS")
+]
+Port = Annotated[str | None, typer.Option(help="TCP port. \\[env: GATEWAY_PORT]", metavar="PORT")]
+Redis = Annotated[
+    str | None,
+    typer.Option(help="embedded, or a Redis URL. \\[env: GATEWAY_REDIS]", metavar="URL"),
+]
+DataDir = Annotated[
+    str | None,
+    typer.Option(help="The embedded store's data. \\[env: GATEWAY_DATA_DIR]", metavar="DIRECTORY"),
+]
+Workers = Annotated[
+    str | None, typer.Option(help="Processes, 1 for now. \\[env: GATEWAY_WORKERS]", metavar="N")
+]
+BasePath = Annotated[
+    str | None,
+    typer.Option(help="Path before every route. \\[env: GATEWAY_BASE_PATH]", metavar="PATH"),
+]
+LogLevel = Annotated[
+    str | None,
+    typer.Option(help="debug, info, warning or error. \\[env: GATEWAY_LOG_LEVEL]", metavar="LEVEL"),
+]
+
+
+def _overrides(**options: str | None) -> dict[str, object]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+@app.command()
+@command
+def serve(
+    host: Host = None,
+    port: Port = None,
+    redis: Redis = None,
+    data_dir: DataDir = None,
+    config: Config = None,
+    workers: Workers = None,
+    base_path: BasePath = None,
+    log_level: LogLevel = None,
+) -> None:
+    """Start the gateway; Ctrl-C or SIGTERM stops it."""
+    overrides = _overrides(
+        host=host, port=port, redis=redis, data_dir=data_dir,
+        workers=workers, base_path=base_path, log_level=log_level,
+    )  # fmt: skip
+    run(config, overrides, demo=False)
+
+
+@app.command()
+@command
+def demo(
+    host: Host = None,
+    port: Port = None,
+    redis: Redis = None,
+    data_dir: DataDir = None,
+    config: Config = None,
+    workers: Workers = None,
+    base_path: BasePath = None,
+    log_level: LogLevel = None,
+) -> None:
+    """Start the gateway, and publish this machine's own figures on host/… and gateway/…"""
+    overrides = _overrides(
+        host=host, port=port, redis=redis, data_dir=data_dir,
+        workers=workers, base_path=base_path, log_level=log_level,
+    )  # fmt: skip
+    run(config, overrides, demo=True)
+
+
+app.command()(publish)
+app.command()(tail)
+app.command()(snapshot)
+app.command()(channels)
+
+
+def run(config: Path | None, overrides: dict[str, object], *, demo: bool) -> None:
+    """Serve until told to stop."""
+    settings = load_settings(config, overrides)
+    # Here, so that the other commands start without the server's imports.
+    from gateway.app import serve as serve_forever
+
+    if not is_loopback(settings.host):
+        messages().print(
+            f"[bold yellow]Warning:[/] listening on {escape(settings.host)}, beyond this machine:"
+            " whoever reaches it may publish to every channel and read the public ones."
+        )
+    _runner()(serve_forever(settings, demo=demo, ready=_announce(settings, demo=demo)))
+
+
+def _runner() -> Callable[[Coroutine[Any, Any, None]], None]:
+    if sys.platform == "win32":
+        return asyncio.run
+    import uvloop
+
+    return uvloop.run
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether `host` is reached from this machine only."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _announce(settings: Settings, *, demo: bool) -> Callable[[str], None]:
+    def announce(url: str) -> None:
+        url = url.rstrip("/")
+        path = "events/host/cpu/0" if demo else "events/news"
+        console = output()
+        console.print(f"\n  [bold green]sse-gateway[/] serves [bold]{escape(url)}[/]\n")
+        console.print(f"  [dim]look at it[/]   {escape(url)}/console")
+        console.print(f"  [dim]follow[/]       curl -N {escape(url)}/{path}")
+        if not demo:
+            console.print(f"  [dim]publish[/]      curl -d 'hello' {escape(url)}/publish/news")
+        store = f"{settings.data_dir}" if settings.redis == "embedded" else "Redis"
+        console.print(f"  [dim]events in[/]    {escape(store)}")
+        console.print("  [dim]stop[/]         Ctrl-C\n")
+        sys.stdout.flush()
+
+    return announce
+
+
+def main() -> None:
+    """Run the command line; the entry point of `sse-gateway`."""
+    app()

@@ -1,0 +1,345 @@
+"""The hub: one write per subscriber of what its subscription got; opens no connections."""
+
+import asyncio
+import logging
+import random
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from gateway.hub.mirror import Mirror, Missing, NeedsRings
+from gateway.hub.rings import RingReader
+from gateway.hub.subscriber import Connection, Subscriber
+from gateway.hub.subscription import CHUNK_LIMIT_BYTES, Chunk, Subscription
+from gateway.hub.tail import Tail
+from gateway.protocol.errors import StoreUnavailable
+from gateway.protocol.position import ORIGIN, Position
+from gateway.protocol.ring import Entry
+from gateway.protocol.selector import Selection
+from gateway.protocol.sse import encode_block, encode_comment, encode_unavailable
+
+_log = logging.getLogger(__name__)
+HEARTBEAT = encode_comment("heartbeat")
+
+
+@dataclass(frozen=True, slots=True)
+class HubOptions:
+    """Times of the hub. `snapshots` is the path that snapshot URLs begin with."""
+
+    retry_ms: int = 2000
+    heartbeat_seconds: float = 15.0
+    write_timeout_seconds: float = 30.0
+    snapshots: str = "/snapshots/"
+
+
+@dataclass(slots=True)
+class HubCounters:
+    """What the hub did since it began."""
+
+    deliveries: int = 0
+    bytes: int = 0
+    lagging: int = 0
+    gaps: int = 0
+    timeouts: int = 0
+
+
+class Hub:
+    """Subscriptions of all namespaces on this worker.
+
+    Everything but `run` is synchronous: membership changes only between passes, and a
+    subscriber is attached before it is served, so nothing falls between replay and live.
+    """
+
+    def __init__(
+        self,
+        options: HubOptions,
+        observe_delivery: Callable[[float], None] = lambda seconds: None,
+    ) -> None:
+        self.counters = HubCounters()
+        self.subscribers = 0
+        self._options = options
+        self._observe_delivery = observe_delivery
+        self._subscriptions: dict[Selection, Subscription] = {}
+        self._by_channel: defaultdict[str, set[Subscription]] = defaultdict(set)
+        self._by_prefix: defaultdict[str, set[Subscription]] = defaultdict(set)
+        self._tails: dict[str, Tail] = {}
+        self._stalled: set[Subscriber] = set()
+        self._stall = asyncio.Event()
+
+    # -- joining and leaving ------------------------------------------------------------------
+
+    def join(
+        self,
+        connection: Connection,
+        tail: Tail,
+        selection: Selection,
+        position: Position | None,
+        *,
+        since: bool = False,
+        malformed: str = "",
+    ) -> Subscriber:
+        """Attach a stream and serve it from `position` on, or from now when that is None.
+
+        With `since` the position only bounds a span of time: what is left of it is served.
+        `malformed` is a position that could not be read: a gap says so.
+        """
+        mirror = tail.mirror
+        subscription = self._subscriptions.get(selection) or self._open(selection, mirror, tail)
+        start = mirror.tailed if position is None else position
+        subscriber = Subscriber(connection, subscription, start, since)
+        subscription.behind.add(subscriber)
+        self.subscribers += 1
+        first = encode_block(retry_ms=self._options.retry_ms, id=start)
+        if malformed:
+            self.counters.gaps += 1
+            first += subscription.gap("malformed", malformed, start, start)
+        if self._write(subscriber, first):
+            self._catch_up(subscriber)
+        return subscriber
+
+    def leave(self, subscriber: Subscriber) -> None:
+        """Detach a stream whose connection is gone or ends; a second call does nothing."""
+        subscription = subscriber.subscription
+        if subscriber not in subscription.current and subscriber not in subscription.behind:
+            return
+        subscription.current.discard(subscriber)
+        subscription.behind.discard(subscriber)
+        self._stalled.discard(subscriber)
+        self.subscribers -= 1
+        if not len(subscription):
+            self._forget(subscription)
+
+    def writable(self, subscriber: Subscriber) -> None:
+        """The connection takes more again: go on where the subscriber is."""
+        if subscriber in subscriber.subscription.behind:
+            subscriber.full_since = 0.0
+            self._catch_up(subscriber)
+
+    def followers(self, channel: str) -> int:
+        """Return how many streams of this worker get the channel's events."""
+        return sum(map(len, self._subscriptions_of(channel)))
+
+    def count_lagging(self) -> int:
+        """Return how many streams are not current."""
+        return sum(len(subscription.behind) for subscription in self._subscriptions.values())
+
+    def _open(self, selection: Selection, mirror: Mirror, tail: Tail) -> Subscription:
+        subscription = Subscription(selection, mirror, self._options.snapshots)
+        self._subscriptions[selection] = subscription
+        self._tails[selection.namespace] = tail
+        for channel in selection.channels:
+            self._by_channel[channel].add(subscription)
+        for prefix in selection.prefixes:
+            self._by_prefix[prefix].add(subscription)
+        return subscription
+
+    def _forget(self, subscription: Subscription) -> None:
+        selection = subscription.selection
+        del self._subscriptions[selection]
+        for table, names in (
+            (self._by_channel, selection.channels),
+            (self._by_prefix, selection.prefixes),
+        ):
+            for name in names:
+                table[name].discard(subscription)
+                if not table[name]:
+                    del table[name]
+
+    # -- what the tail brings -----------------------------------------------------------------
+
+    def take(self, mirror: Mirror, entries: Sequence[Entry]) -> None:
+        """Write the mirror's new entries to all who follow them."""
+        now = time.time()
+        shares: defaultdict[Subscription, list[Entry]] = defaultdict(list)
+        for entry in entries:
+            for subscription in self._subscriptions_of(entry.event.channel):
+                shares[subscription].append(entry)
+        for subscription, share in shares.items():
+            # Its subscribers were current up to the entry before these.
+            for chunk in subscription.chunks(share):
+                self._pass(subscription, chunk)
+            for entry in share:
+                self._observe_delivery(max(0.0, now - entry.id.ms / 1000))
+
+    def restart(self, mirror: Mirror, before: Position) -> None:
+        """Judge every subscriber of the namespace anew by what it got."""
+        life = mirror.life
+        assert life is not None
+        # Who was current has seen everything up to `before`, unless that is history no more.
+        whole = before <= life.clock and life.vouches_for(before)
+        for subscription in list(self._subscriptions.values()):
+            if subscription.mirror is not mirror:
+                continue
+            for subscriber in list(subscription.current):
+                got = max(subscriber.position, subscription.position)
+                subscriber.position = before if whole else got
+                subscription.current.discard(subscriber)
+                subscription.behind.add(subscriber)
+            # From here each subscriber's own position counts, until the next pass.
+            subscription.position = ORIGIN
+            for subscriber in list(subscription.behind):
+                if not subscriber.full_since:
+                    self._catch_up(subscriber)
+
+    def _subscriptions_of(self, channel: str) -> Iterator[Subscription]:
+        yield from self._by_channel.get(channel, ())
+        if self._by_prefix:
+            at = channel.find("/")
+            while at > 0:
+                yield from self._by_prefix.get(channel[: at + 1], ())
+                at = channel.find("/", at + 1)
+
+    # -- writing ------------------------------------------------------------------------------
+
+    def _pass(self, subscription: Subscription, chunk: Chunk) -> None:
+        """Write one chunk to every current subscriber of a subscription."""
+        data = chunk.data
+        full = [s for s in subscription.current if not s.connection.write(data)]
+        self.counters.deliveries += chunk.events * len(subscription.current)
+        self.counters.bytes += len(data) * len(subscription.current)
+        subscription.position = chunk.end
+        for subscriber in full:
+            self._fall_behind(subscriber, chunk.end)
+
+    def _fall_behind(self, subscriber: Subscriber, position: Position) -> None:
+        subscription = subscriber.subscription
+        subscription.current.discard(subscriber)
+        subscription.behind.add(subscriber)
+        subscriber.position = position
+        subscriber.full_since = time.monotonic()
+        subscriber.lagging = True
+        self.counters.lagging += 1
+
+    def _write(self, subscriber: Subscriber, data: bytes) -> bool:
+        self.counters.bytes += len(data)
+        takes_more = subscriber.connection.write(data)
+        if not takes_more:
+            subscriber.full_since = time.monotonic()
+        return takes_more
+
+    def _catch_up(self, subscriber: Subscriber) -> None:
+        """Serve a subscriber from the rings until it is current, full, or must wait for them."""
+        subscription = subscriber.subscription
+        mirror = subscription.mirror
+        while True:
+            verdict = mirror.judge(subscription.selection, subscriber.position)
+            if isinstance(verdict, NeedsRings):
+                self._stalled.add(subscriber)
+                self._stall.set()
+                return
+            if isinstance(verdict, Missing):
+                if not self._miss(subscriber, verdict):
+                    return
+                continue
+            entries = mirror.entries_after(
+                subscription.selection, subscriber.position, CHUNK_LIMIT_BYTES
+            )
+            if not entries:
+                subscription.behind.discard(subscriber)
+                subscription.current.add(subscriber)
+                subscriber.lagging = False
+                return
+            for chunk in subscription.chunks(entries):
+                subscriber.position = chunk.end
+                self.counters.deliveries += chunk.events
+                if not self._write(subscriber, chunk.data):
+                    return
+
+    def _miss(self, subscriber: Subscriber, verdict: Missing) -> bool:
+        """Tell a subscriber of its gap; return whether it can be served on at once."""
+        subscription = subscriber.subscription
+        mirror = subscription.mirror
+        assert mirror.life is not None
+        asked = subscriber.position
+        if subscriber.since and asked < mirror.life.floor:
+            # Nothing that a span of time could mean lies before the namespace began.
+            subscriber.position = mirror.life.floor
+            return True
+        resumed = verdict.oldest if subscriber.since else mirror.tailed
+        self.counters.gaps += 1
+        subscriber.position = resumed
+        takes_more = self._write(
+            subscriber, subscription.gap(verdict.reason, str(asked), verdict.oldest, resumed)
+        )
+        if subscriber.lagging and verdict.reason == "evicted":
+            # It reads slower than events come: it begins again from the snapshot.
+            self.leave(subscriber)
+            subscriber.connection.close()
+            return False
+        return takes_more
+
+    # -- what happens by itself ---------------------------------------------------------------
+
+    async def run(self, rings: RingReader) -> None:
+        """Beat, end streams that take nothing, and fetch rings that replays wait for."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._beat())
+            tasks.create_task(self._sweep())
+            tasks.create_task(self._fetch(rings))
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(self._options.heartbeat_seconds)
+            for subscription in list(self._subscriptions.values()):
+                full = [s for s in subscription.current if not s.connection.write(HEARTBEAT)]
+                self.counters.bytes += len(HEARTBEAT) * len(subscription.current)
+                for subscriber in full:
+                    self._fall_behind(subscriber, max(subscriber.position, subscription.position))
+
+    async def _sweep(self) -> None:
+        limit = self._options.write_timeout_seconds
+        while True:
+            await asyncio.sleep(limit / 10)
+            oldest = time.monotonic() - limit
+            for subscription in list(self._subscriptions.values()):
+                for subscriber in list(subscription.behind):
+                    if 0.0 < subscriber.full_since < oldest:
+                        # The rest of a chunk is unsent: anything more would land inside it.
+                        self.counters.timeouts += 1
+                        self.leave(subscriber)
+                        subscriber.connection.abort()
+
+    async def _fetch(self, rings: RingReader) -> None:
+        while True:
+            await self._stall.wait()
+            self._stall.clear()
+            waiting = list(self._stalled)
+            self._stalled.clear()
+            by_namespace: defaultdict[str, list[Subscriber]] = defaultdict(list)
+            for subscriber in waiting:
+                by_namespace[subscriber.subscription.selection.namespace].append(subscriber)
+            for namespace, subscribers in by_namespace.items():
+                await self._fetch_for(rings, self._tails[namespace], subscribers)
+
+    async def _fetch_for(
+        self, rings: RingReader, tail: Tail, subscribers: Iterable[Subscriber]
+    ) -> None:
+        channels: dict[str, None] = {}
+        for subscriber in subscribers:
+            verdict = tail.mirror.judge(subscriber.subscription.selection, subscriber.position)
+            if isinstance(verdict, NeedsRings):
+                channels |= dict.fromkeys(verdict.channels)
+        try:
+            await rings.read(tail, list(channels))
+        except StoreUnavailable as error:
+            _log.warning("replay: %s", error)
+            for subscriber in subscribers:
+                self.end(subscriber, "store")
+            return
+        for subscriber in subscribers:
+            if subscriber in subscriber.subscription.behind and not subscriber.full_since:
+                self._catch_up(subscriber)
+
+    def end(self, subscriber: Subscriber, reason: str) -> None:
+        """Tell a subscriber why its stream ends for now, and end it."""
+        retry_ms = self._options.retry_ms + random.randrange(self._options.retry_ms + 1)
+        subscriber.connection.write(encode_unavailable(reason, retry_ms))
+        self.leave(subscriber)
+        subscriber.connection.close()
+
+    def drain(self) -> None:
+        """End every stream: this worker stops. Clients come back, spread over time."""
+        for subscription in list(self._subscriptions.values()):
+            for subscriber in list(subscription.members()):
+                self.end(subscriber, "draining")

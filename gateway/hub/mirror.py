@@ -1,0 +1,198 @@
+"""A namespace as this worker has tailed it: index, life and rings; awaits only ring reads."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from heapq import merge
+from operator import attrgetter
+
+from gateway.protocol.event import Event
+from gateway.protocol.life import Life
+from gateway.protocol.namespace import Namespace
+from gateway.protocol.position import ORIGIN, Position
+from gateway.protocol.ring import Entry, Ring
+from gateway.protocol.selector import Selection
+from gateway.store.scripts import ChannelContents, IndexEntry
+
+
+@dataclass(frozen=True, slots=True)
+class Resumable:
+    """Everything after the position is in memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class NeedsRings:
+    """It can be told only when these channels' rings were read from the store."""
+
+    channels: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """Events after the position are gone; `oldest` is where one could still resume from."""
+
+    reason: str
+    oldest: Position
+
+
+Verdict = Resumable | NeedsRings | Missing
+
+
+class Mirror:
+    """The worker's copy of one namespace, current up to `tailed`.
+
+    The index holds every channel of the namespace (bounded by its channels_limit); rings are
+    kept for the channels used last, within `limit_bytes`.
+    """
+
+    def __init__(self, namespace: Namespace, limit_bytes: int) -> None:
+        self.namespace = namespace
+        self.life: Life | None = None
+        self.tailed = ORIGIN
+        self.clock = ORIGIN
+        self.index: dict[str, IndexEntry] = {}
+        self.restarts = 0
+        self.size_bytes = 0
+        self._limit_bytes = limit_bytes
+        self._rings: dict[str, Ring] = {}
+
+    # -- what the tail brings -----------------------------------------------------------------
+
+    def restart(self, life: Life, index: Mapping[str, IndexEntry]) -> None:
+        """Begin anew at the bus's end: the history is another one, or a part went by unseen."""
+        self.life = life
+        self.tailed = life.last
+        self.clock = life.clock
+        self.index = dict(index)
+        self.restarts += 1
+        self.size_bytes = 0
+        self._rings.clear()
+
+    def take(self, events: Iterable[Event]) -> list[Entry]:
+        """Take in the namespace's next events and return their entries, frames not yet made."""
+        entries = []
+        for event in events:
+            channel = event.channel
+            ring = self._rings.get(channel)
+            if ring is None:
+                ring = self._rings[channel] = self._new_ring(event.prev)
+                # A channel that the index did not know has nothing older in the store.
+                ring.complete = channel not in self.index
+            before = ring.size_bytes
+            entries.append(ring.append(event))
+            self.size_bytes += ring.size_bytes - before
+            known = self.index.get(channel)
+            if known is None or known.last < event.id:
+                self.index[channel] = IndexEntry(event.id, event.deletion)
+            self.tailed = event.id
+        self.clock = max(self.clock, self.tailed)
+        self._evict()
+        return entries
+
+    def add_ring(self, channel: str, contents: ChannelContents, read_after: Position) -> bool:
+        """Put a ring into memory that was read from the store after `read_after` was tailed.
+
+        Returns False when what the tail brought since then does not meet it: read again.
+        """
+        ring = self._rings.get(channel)
+        if ring is None:
+            known = self.index.get(channel)
+            if known is not None and known.last > read_after:
+                return False
+            ring = self._rings[channel] = self._new_ring(read_after)
+        before = ring.size_bytes
+        if contents.ring:
+            first = contents.ring[0].prev
+        else:
+            first = contents.index.last if contents.index else ORIGIN
+        ring.backfill(contents.ring, first)
+        self.size_bytes += ring.size_bytes - before
+        self._evict(keep=channel)
+        return True
+
+    def _new_ring(self, resumable_from: Position) -> Ring:
+        rules = self.namespace
+        return Ring(
+            resumable_from,
+            limit_events=rules.ring_limit_events,
+            limit_bytes=rules.ring_limit_bytes,
+            age_ms=rules.ring_age_seconds * 1000,
+        )
+
+    def _evict(self, keep: str = "") -> None:
+        while self.size_bytes > self._limit_bytes and len(self._rings) > 1:
+            channel = next(iter(self._rings))
+            if channel == keep:
+                self.ring(channel)
+            else:
+                self.size_bytes -= self._rings.pop(channel).size_bytes
+
+    def ring(self, channel: str) -> Ring | None:
+        """Return a channel's ring and count it as used."""
+        ring = self._rings.pop(channel, None)
+        if ring is not None:
+            self._rings[channel] = ring
+        return ring
+
+    # -- what streams ask ---------------------------------------------------------------------
+
+    def exists(self, channel: str) -> bool:
+        """Tell whether the channel has been published to and not been deleted."""
+        entry = self.index.get(channel)
+        return entry is not None and not entry.deleted
+
+    def moved_since(self, selection: Selection, position: Position) -> list[str]:
+        """Return the selected channels that have something after `position`."""
+        if selection.prefixes:
+            named = (name for name in self.index if selection.matches(name))
+        else:
+            named = (name for name in selection.channels if name in self.index)
+        return [name for name in named if self.index[name].last > position]
+
+    def judge(self, selection: Selection, position: Position) -> Verdict:
+        """Tell whether a stream of `selection` can go on after `position` without a hole."""
+        assert self.life is not None
+        if position > self.clock:
+            return Missing("unknown", self.tailed)
+        if position < self.life.floor:
+            return Missing("evicted", self.life.floor)
+        if not self.life.vouches_for(position):
+            return Missing("restored", self.tailed)
+        oldest, reason, unread = position, "", []
+        for channel in self.moved_since(selection, position):
+            ring = self.ring(channel)
+            if ring is None or (position < ring.resumable_from and not ring.complete):
+                unread.append(channel)
+            elif position < ring.resumable_from:
+                oldest = max(oldest, ring.resumable_from)
+                reason = "deleted" if self.index[channel].deleted else "evicted"
+        if reason:
+            return Missing(reason, oldest)
+        return NeedsRings(unread) if unread else Resumable()
+
+    def entries_after(
+        self, selection: Selection, position: Position, limit_bytes: int
+    ) -> list[Entry]:
+        """Return the selection's next entries in order, up to about `limit_bytes` in all.
+
+        The position was judged Resumable.
+        """
+        parts = []
+        until = self.tailed
+        for channel in self.moved_since(selection, position):
+            ring = self._rings[channel]
+            part = ring.after(position, until, limit_bytes)
+            if part:
+                parts.append(part)
+                if part[-1].id < ring.last:
+                    # This ring goes on: nothing later than its piece may pass it.
+                    until = min(until, part[-1].id)
+        if len(parts) == 1:
+            return parts[0]
+        merged: list[Entry] = []
+        size = 0
+        for entry in merge(*parts, key=attrgetter("id")):
+            size += len(entry.event.data) + 64
+            if entry.id > until or (merged and size > limit_bytes):
+                break
+            merged.append(entry)
+        return merged

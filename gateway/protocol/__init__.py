@@ -1,0 +1,1 @@
+"""Pure rules and values of the gateway: no sockets, no store, no clock."""

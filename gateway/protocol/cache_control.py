@@ -1,0 +1,136 @@
+"""Cache policy: what shared caches and browsers are told to keep, for how long, under which keys.
+
+Source: RFC 9111 5.2.2 (Cache-Control), RFC 5861 (stale-…), RFC 9213 (CDN-Cache-Control).
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+from gateway.protocol.errors import GatewayError
+
+NO_STORE = "no-store"
+"""Errors, administration and publishing: true for this caller at this moment only."""
+
+STREAM = "no-cache, no-transform"
+"""Streams: a proxy that compresses or rewrites one also buffers it."""
+
+UNKNOWN_CHANNEL = "public, max-age=1"
+"""A channel that does not exist yet: a second keeps a crowd off, and hides its birth no longer."""
+
+LIFE_MARGIN_SECONDS = 10
+"""For what the settings do not show: the way from cache to browser, and clocks that differ."""
+
+HISTORY_TAIL_MAX_AGE_SECONDS = 1
+"""A page that the next event may change: as short as an unknown channel, for the same reason."""
+
+KEY_LIMIT_BYTES = 128
+"""Akamai drops longer tags without a word; CloudFront allows 256, Fastly and Cloudflare 1024."""
+
+
+@dataclass(frozen=True, slots=True)
+class CachePolicy:
+    """How long a namespace's snapshots may be kept; whole seconds, none below zero."""
+
+    browser_max_age_seconds: int
+    edge_max_age_seconds: int
+    stale_while_revalidate_seconds: int
+    stale_if_error_seconds: int
+
+    @property
+    def cache_control(self) -> str:
+        """The value of `Cache-Control`, for browsers and for caches that know no other field."""
+        return (
+            f"public, max-age={self.browser_max_age_seconds}"
+            f", s-maxage={self.edge_max_age_seconds}, {self._stale}"
+        )
+
+    @property
+    def cdn_cache_control(self) -> str:
+        """The value of `CDN-Cache-Control`; RFC 9213 2.1: it overrules the other at the edge."""
+        return f"max-age={self.edge_max_age_seconds}, {self._stale}"
+
+    @property
+    def _stale(self) -> str:
+        return (
+            f"stale-while-revalidate={self.stale_while_revalidate_seconds}"
+            f", stale-if-error={self.stale_if_error_seconds}"
+        )
+
+
+class CacheLifeTooLong(GatewayError):
+    """A cache could hold a snapshot whose position the ring has dropped."""
+
+    def __init__(self, policy: CachePolicy, ring_age_seconds: float) -> None:
+        super().__init__(
+            f"edge_max_age_seconds ({policy.edge_max_age_seconds})"
+            f" + browser_max_age_seconds ({policy.browser_max_age_seconds})"
+            f" + the larger of stale_while_revalidate_seconds"
+            f" ({policy.stale_while_revalidate_seconds})"
+            f" and stale_if_error_seconds ({policy.stale_if_error_seconds})"
+            f" + a margin of {LIFE_MARGIN_SECONDS} = {life_seconds(policy) + LIFE_MARGIN_SECONDS}"
+            f" must be below ring_age_seconds ({ring_age_seconds:g})"
+        )
+        self.policy = policy
+        self.ring_age_seconds = ring_age_seconds
+
+
+def life_seconds(policy: CachePolicy) -> int:
+    """Return the longest time between a snapshot's making and its last use, without margin."""
+    return (
+        policy.edge_max_age_seconds
+        + policy.browser_max_age_seconds
+        + max(policy.stale_while_revalidate_seconds, policy.stale_if_error_seconds)
+    )
+
+
+def check_policy(policy: CachePolicy, ring_age_seconds: float) -> None:
+    """Make sure that whatever a cache may hold can still be resumed from.
+
+    Raises CacheLifeTooLong, which names each setting and its number.
+    """
+    if life_seconds(policy) + LIFE_MARGIN_SECONDS >= ring_age_seconds:
+        raise CacheLifeTooLong(policy, ring_age_seconds)
+
+
+def history_max_age_seconds(
+    *, settled: bool, first_event_age_seconds: float, ring_age_seconds: float
+) -> int:
+    """Return how long a page of history may be kept, in whole seconds.
+
+    A page is `settled` when its `after` was given and it is full: no later event can change
+    it. It lives until its first event leaves the ring, when the same request becomes a gap.
+    """
+    if not settled:
+        return HISTORY_TAIL_MAX_AGE_SECONDS
+    # A position may run ahead of this machine's clock: such an event is new, not younger.
+    age_seconds = max(0.0, first_event_age_seconds)
+    return max(0, int(ring_age_seconds - age_seconds - LIFE_MARGIN_SECONDS))
+
+
+def history_cache_control(max_age_seconds: int) -> str:
+    """Return the `Cache-Control` of a page of history; no stale life, as its end is a gap."""
+    return f"public, max-age={max_age_seconds}"
+
+
+def surrogate_keys(namespace: str, channel: str) -> str:
+    """Return the value of `Surrogate-Key`: the namespace's key and the channel's."""
+    return " ".join(_keys(namespace, channel))
+
+
+def cache_tags(namespace: str, channel: str) -> str:
+    """Return the value of `Cache-Tag`: the same keys, as other CDNs want them."""
+    return ",".join(_keys(namespace, channel))
+
+
+def _keys(namespace: str, channel: str) -> tuple[str, str]:
+    return _key("ns", namespace), _key("ch", channel)
+
+
+def _key(kind: str, name: str) -> str:
+    # A dot joins, for Akamai refuses the colon.
+    key = f"{kind}.{name}"
+    if len(key) <= KEY_LIMIT_BYTES:
+        return key
+    digest = hashlib.blake2b(name.encode(), digest_size=16).hexdigest()
+    # No name has a `#`, so no hash is another name's key.
+    return f"{kind}#{digest}"

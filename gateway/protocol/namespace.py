@@ -1,0 +1,31 @@
+"""Namespaces: the rules that all channels of one share."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from gateway.protocol.cache_control import CachePolicy
+
+
+class Reducer(StrEnum):
+    """How a channel's events add up to its state."""
+
+    LAST = "last"
+    MERGE = "merge"
+    KEYED = "keyed"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Namespace:
+    """One namespace's rules; sizes in bytes, ages in seconds."""
+
+    name: str
+    reducer: Reducer = Reducer.LAST
+    protected: bool = False
+    ring_limit_events: int = 1000
+    ring_limit_bytes: int = 8 * 1024 * 1024
+    ring_age_seconds: int = 3600
+    channels_limit: int = 100_000
+    state_limit_bytes: int = 1024 * 1024
+    keys_limit: int = 10_000
+    cache: CachePolicy = field(default_factory=lambda: CachePolicy(0, 1, 5, 60))

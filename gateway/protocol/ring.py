@@ -1,0 +1,156 @@
+"""A channel's last events in this worker's memory, with their frames; reads no store."""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+
+from gateway.protocol.event import Event
+from gateway.protocol.position import Position
+from gateway.protocol.sse import encode_enveloped, encode_event
+
+_OVERHEAD_BYTES = 400  # Of one entry in memory: the event, its id and two frames' headers.
+_DEAD_LIMIT = 64  # Dropped entries kept in the list until it is compacted.
+
+
+class Entry:
+    """One event of a ring and its frames, each encoded once, when first asked for."""
+
+    __slots__ = ("_envelope", "_plain", "event", "id")
+
+    def __init__(self, event: Event) -> None:
+        self.id = event.id
+        self.event = event
+        self._plain: bytes | None = None
+        self._envelope: bytes | None = None
+
+    def frame(self, enveloped: bool) -> bytes:
+        """Return the event's SSE bytes, with or without an envelope."""
+        if enveloped:
+            if self._envelope is None:
+                self._envelope = encode_enveloped(self.event)
+            return self._envelope
+        if self._plain is None:
+            self._plain = encode_event(self.event)
+        return self._plain
+
+    @property
+    def size_bytes(self) -> int:
+        """What the entry is counted as: its data in the event and in one frame."""
+        return _OVERHEAD_BYTES + 2 * len(self.event.data)
+
+
+class Ring:
+    """Entries of one channel in order. Everything after `resumable_from` is in it.
+
+    `complete` says that the store's ring holds nothing older that could still be fetched.
+    """
+
+    __slots__ = (
+        "_age_ms", "_dead", "_entries", "_ids", "_limit_bytes", "_limit_events",
+        "complete", "last", "resumable_from", "size_bytes",
+    )  # fmt: skip
+
+    def __init__(
+        self, resumable_from: Position, *, limit_events: int, limit_bytes: int, age_ms: int
+    ) -> None:
+        self._entries: list[Entry] = []
+        self._ids: list[Position] = []
+        self._dead = 0
+        self._limit_events = limit_events
+        self._limit_bytes = limit_bytes
+        self._age_ms = age_ms
+        self.complete = False
+        self.resumable_from = resumable_from
+        self.last = resumable_from
+        self.size_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._ids) - self._dead
+
+    def append(self, event: Event) -> Entry:
+        """Add the channel's next event, drop what goes over the bounds, return its entry."""
+        if event.deletion:
+            self._clear(event.id)
+            return Entry(event)
+        if event.prev > self.last:
+            # The events between were never seen here.
+            self._clear(event.prev)
+            self.complete = False
+        entry = Entry(event)
+        self._entries.append(entry)
+        self._ids.append(event.id)
+        self.size_bytes += entry.size_bytes
+        self.last = event.id
+        self._trim()
+        return entry
+
+    def backfill(self, events: Sequence[Event], resumable_from: Position) -> None:
+        """Put what the store's ring held before `resumable_from` of ours in front of it.
+
+        `events` may reach into what is here already. The new `resumable_from` is never later
+        than the old one. Does nothing to a ring that is complete: it was deleted, or went over
+        its bounds, while the store was read, and what was read is older than that.
+        """
+        if self.complete:
+            return
+        older = [Entry(event) for event in events if event.id <= self.resumable_from]
+        self._entries[: self._dead] = older
+        self._ids[: self._dead] = [entry.id for entry in older]
+        self._dead = 0
+        self.size_bytes += sum(entry.size_bytes for entry in older)
+        self.resumable_from = min(resumable_from, self.resumable_from)
+        self.last = max(self.last, self.resumable_from)
+        self.complete = True
+        self._trim()
+
+    def after(self, position: Position, until: Position, limit_bytes: int) -> list[Entry]:
+        """Return entries with position < id <= until, up to about `limit_bytes` of data.
+
+        At least one is returned when there is one.
+        """
+        low = bisect_right(self._ids, position, self._dead)
+        high = bisect_right(self._ids, until, low)
+        size = 0
+        for at in range(low, high):
+            size += len(self._entries[at].event.data) + 64
+            if size > limit_bytes:
+                high = max(at, low + 1)
+                break
+        return self._entries[low:high]
+
+    def oldest(self) -> Entry | None:
+        """Return the first entry kept."""
+        return self._entries[self._dead] if len(self) else None
+
+    def page(self, after: Position, limit: int) -> list[Event]:
+        """Return up to `limit` events after a position, oldest first."""
+        low = bisect_right(self._ids, after, self._dead)
+        return [entry.event for entry in self._entries[low : low + limit]]
+
+    def _clear(self, resumable_from: Position) -> None:
+        self._entries.clear()
+        self._ids.clear()
+        self._dead = 0
+        self.size_bytes = 0
+        self.resumable_from = self.last = resumable_from
+        self.complete = True
+
+    def _trim(self) -> None:
+        while len(self) > 1 and (
+            len(self) > self._limit_events
+            or self.size_bytes > 2 * self._limit_bytes + len(self) * _OVERHEAD_BYTES
+            or self._ids[self._dead].ms < self.last.ms - self._age_ms
+        ):
+            dropped = self._entries[self._dead]
+            self.resumable_from = dropped.id
+            # The store keeps its ring within the same bounds.
+            self.complete = True
+            self.size_bytes -= dropped.size_bytes
+            self._entries[self._dead] = _DROPPED
+            self._dead += 1
+        if self._dead > max(_DEAD_LIMIT, len(self)):
+            del self._entries[: self._dead]
+            del self._ids[: self._dead]
+            self._dead = 0
+
+
+_DROPPED = Entry(Event(Position(0, 0), Position(0, 0), "", b""))

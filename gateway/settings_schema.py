@@ -1,0 +1,290 @@
+"""The settings: every one with its type, default and rule; loading them is not done here.
+
+`config/gateway.toml` gives their reasons, `gateway.settings` loads them.
+"""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from gateway.protocol.cache_control import CacheLifeTooLong, CachePolicy, check_policy
+from gateway.protocol.channel import CHANNEL_LIMIT_BYTES, DEFAULT_NAMESPACE, check_channel
+from gateway.protocol.errors import InvalidField
+from gateway.protocol.namespace import Reducer
+
+PREFIX = "GATEWAY_"
+DELIMITER = "__"
+
+REDIS_SCHEMES = (
+    "redis://", "rediss://", "unix://",
+    "redis+sentinel://", "rediss+sentinel://", "redis+cluster://", "rediss+cluster://",
+)  # fmt: skip
+
+# The store's scripts count in doubles, and no setting needs more.
+_LARGEST = 2**53 - 1
+
+
+def _refuse_boolean(value: object) -> object:
+    # To Python `true` is the number 1; to whoever wrote it, it is not.
+    if isinstance(value, bool):
+        raise PydanticCustomError("rule", "must be a number")
+    return value
+
+
+_Whole = Annotated[int, BeforeValidator(_refuse_boolean)]
+_Number = Annotated[float, BeforeValidator(_refuse_boolean)]
+Count = Annotated[_Whole, Field(ge=1, le=_LARGEST)]
+CountOrZero = Annotated[_Whole, Field(ge=0, le=_LARGEST)]
+Seconds = Annotated[_Number, Field(gt=0, le=1e9, allow_inf_nan=False)]
+WholeSeconds = Annotated[_Whole, Field(ge=1, le=10**9)]
+WholeSecondsOrZero = Annotated[_Whole, Field(ge=0, le=10**9)]
+
+
+def default_data_dir() -> Path:
+    """Return `$XDG_STATE_HOME/sse-gateway`, or its usual place under the home directory.
+
+    Source: XDG Base Directory Specification (a relative path there is to be ignored).
+    """
+    base = os.environ.get("XDG_STATE_HOME", "")
+    root = Path(base) if base.startswith("/") else Path.home() / ".local" / "state"
+    return root / "sse-gateway"
+
+
+def _expand_data_dir(value: object) -> object:
+    if value == "":
+        return default_data_dir()
+    return Path(value).expanduser() if isinstance(value, str | Path) else value
+
+
+def _check_redis(value: str) -> str:
+    if value != "embedded" and not value.startswith(REDIS_SCHEMES):
+        raise PydanticCustomError("rule", "must be embedded or a URL such as redis://host:6379/0")
+    return value
+
+
+def _check_workers(value: int) -> int:
+    if value != 1:
+        raise PydanticCustomError("rule", "must be 1; this version runs one worker")
+    return value
+
+
+def _check_base_path(value: str) -> str:
+    if not value:
+        return value
+    try:
+        check_channel(value.removeprefix("/"))
+    except InvalidField:
+        value = ""
+    if not value.startswith("/"):
+        raise PydanticCustomError("rule", "must be empty, or start with / and not end with it")
+    return value
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StreamSettings(_Table):
+    """How streams are kept, and what one of them may cost."""
+
+    heartbeat_seconds: Seconds = 15.0
+    retry_ms: Count = 2000
+    write_timeout_seconds: Seconds = 30.0
+    buffer_limit_bytes: Count = 65536
+    subscribers_limit: Count = 10000
+    selectors_limit: Count = 100
+
+
+class PublishSettings(_Table):
+    """What may be published at once."""
+
+    event_limit_bytes: Count = 262144
+    batch_limit_bytes: Count = 8388608
+    batch_limit_events: Count = 10000
+    channel_limit_bytes: Annotated[_Whole, Field(ge=1, le=CHANNEL_LIMIT_BYTES)] = (
+        CHANNEL_LIMIT_BYTES
+    )
+    key_limit_bytes: Count = 255
+    type_limit_bytes: Count = 255
+    idempotency_seconds: WholeSeconds = 86400
+
+
+class SnapshotSettings(_Table):
+    """How snapshots are rendered and kept."""
+
+    min_interval_ms: CountOrZero = 0
+    wait_seconds: Annotated[_Number, Field(ge=0, le=3600, allow_inf_nan=False)] = 2.0
+    cache_limit_bytes: Count = 268435456
+    inline_compression_limit_bytes: CountOrZero = 16384
+
+
+class HistorySettings(_Table):
+    """The size of history's pages."""
+
+    limit_events: Count = 1000
+    default_events: Count = 100
+
+
+class MirrorSettings(_Table):
+    """The copy of the rings in this worker's memory."""
+
+    limit_bytes: Count = 268435456
+
+
+class StoreSettings(_Table):
+    """How the gateway talks to Redis."""
+
+    connect_timeout_seconds: Seconds = 5.0
+    command_timeout_seconds: Seconds = 10.0
+    block_ms: Count = 5000
+    connections_limit: Count = 64
+    tombstone_age_seconds: WholeSeconds = 604800
+    cut_margin_ms: Count = 1000
+
+
+class NamespaceSettings(_Table):
+    """What holds for all channels of one namespace."""
+
+    reducer: Reducer = Reducer.LAST
+    visibility: Literal["public", "protected"] = "public"
+    ring_limit_events: Count = 1000
+    ring_limit_bytes: Count = 8388608
+    ring_age_seconds: WholeSeconds = 3600
+    channels_limit: Count = 100000
+    state_limit_bytes: Count = 1048576
+    keys_limit: Count = 10000
+    browser_max_age_seconds: WholeSecondsOrZero = 0
+    edge_max_age_seconds: WholeSecondsOrZero = 1
+    stale_while_revalidate_seconds: WholeSecondsOrZero = 5
+    stale_if_error_seconds: WholeSecondsOrZero = 60
+
+    CACHE_AGES: ClassVar[tuple[str, ...]] = (
+        "edge_max_age_seconds",
+        "browser_max_age_seconds",
+        "stale_while_revalidate_seconds",
+        "stale_if_error_seconds",
+    )
+
+    @property
+    def cache_policy(self) -> CachePolicy:
+        """Return how long this namespace's snapshots may be kept, and by whom."""
+        return CachePolicy(
+            browser_max_age_seconds=self.browser_max_age_seconds,
+            edge_max_age_seconds=self.edge_max_age_seconds,
+            stale_while_revalidate_seconds=self.stale_while_revalidate_seconds,
+            stale_if_error_seconds=self.stale_if_error_seconds,
+        )
+
+
+def _broken(
+    path: tuple[str, ...], value: object, rule: str, *others: tuple[str, ...]
+) -> PydanticCustomError:
+    """Return the error that says the setting at `path` breaks `rule`; it is bound to `others`."""
+    context = {"paths": (path, *others), "value": value, "rule": rule}
+    # The rule stands in the context: a template would read braces in it.
+    return PydanticCustomError("bound", "{rule}", context)
+
+
+def _check_namespaces(value: object) -> object:
+    if not isinstance(value, dict):
+        return value
+    for name in value:
+        try:
+            check_channel(str(name))
+        except InvalidField:
+            name_is_valid = False
+        else:
+            name_is_valid = "/" not in str(name)
+        if not name_is_valid:
+            raise _broken(
+                ("namespaces", str(name)),
+                value[name],
+                "the name must be one segment of a channel's name",
+            )
+    return {DEFAULT_NAMESPACE: {}} | value
+
+
+class Settings(BaseSettings):
+    """All settings, checked; equal to their defaults unless given. Reads no file, no environment.
+
+    Raises pydantic's ValidationError; `gateway.settings.load_settings` turns it into one line.
+    """
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", env_prefix=PREFIX, env_nested_delimiter=DELIMITER
+    )
+
+    host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
+    port: Annotated[_Whole, Field(ge=0, le=65535)] = 8080
+    redis: Annotated[str, AfterValidator(_check_redis)] = "embedded"
+    data_dir: Annotated[Path, BeforeValidator(_expand_data_dir)] = Field(
+        default_factory=default_data_dir
+    )
+    workers: Annotated[_Whole, AfterValidator(_check_workers)] = 1
+    base_path: Annotated[str, AfterValidator(_check_base_path)] = ""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    streams: StreamSettings = StreamSettings()
+    publish: PublishSettings = PublishSettings()
+    snapshots: SnapshotSettings = SnapshotSettings()
+    history: HistorySettings = HistorySettings()
+    mirror: MirrorSettings = MirrorSettings()
+    store: StoreSettings = StoreSettings()
+    namespaces: Annotated[dict[str, NamespaceSettings], BeforeValidator(_check_namespaces)] = Field(
+        default_factory=lambda: {DEFAULT_NAMESPACE: NamespaceSettings()}
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        *_others: Any,
+        **_named: Any,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Take what the caller gives and nothing else."""
+        return (init_settings,)
+
+    @model_validator(mode="after")
+    def check_together(self) -> Self:
+        """Hold the rules that bind several settings."""
+        if self.history.default_events > self.history.limit_events:
+            raise _broken(
+                ("history", "default_events"),
+                self.history.default_events,
+                f"must not exceed history.limit_events ({self.history.limit_events})",
+                ("history", "limit_events"),
+            )
+        event_limit_bytes = self.publish.event_limit_bytes
+        if self.publish.batch_limit_bytes < event_limit_bytes:
+            raise _broken(
+                ("publish", "batch_limit_bytes"),
+                self.publish.batch_limit_bytes,
+                f"must hold one event: publish.event_limit_bytes is {event_limit_bytes}",
+                ("publish", "event_limit_bytes"),
+            )
+        for name, namespace in self.namespaces.items():
+            self._check_ring(("namespaces", name), namespace)
+        return self
+
+    def _check_ring(self, table: tuple[str, str], namespace: NamespaceSettings) -> None:
+        event_limit_bytes = self.publish.event_limit_bytes
+        if namespace.ring_limit_bytes < event_limit_bytes:
+            raise _broken(
+                (*table, "ring_limit_bytes"),
+                namespace.ring_limit_bytes,
+                f"must hold one event: publish.event_limit_bytes is {event_limit_bytes}",
+                ("publish", "event_limit_bytes"),
+            )
+        try:
+            check_policy(namespace.cache_policy, namespace.ring_age_seconds)
+        except CacheLifeTooLong as error:
+            raise _broken(
+                (*table, "ring_age_seconds"),
+                namespace.ring_age_seconds,
+                str(error),
+                *((*table, key) for key in NamespaceSettings.CACHE_AGES),
+            ) from None

@@ -1,0 +1,215 @@
+"""Snapshots of the channels that are asked for, kept current by the tail."""
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from gateway.protocol.errors import StoreUnavailable, UnknownChannel
+from gateway.protocol.event import Event
+from gateway.protocol.life import Life
+from gateway.protocol.namespace import Namespace
+from gateway.protocol.position import Position
+from gateway.protocol.ring import Entry
+from gateway.protocol.state import State, load_state
+from gateway.snapshot.variants import Snapshot
+from gateway.store.redis import RedisStore
+from gateway.store.scripts import IndexEntry
+
+_BEHIND_SECONDS = 2.0  # How long a read may wait for the tail to notice another history.
+
+
+class Mirrored(Protocol):
+    """A namespace as this worker has tailed it."""
+
+    @property
+    def namespace(self) -> Namespace: ...
+    @property
+    def life(self) -> Life | None: ...
+    @property
+    def index(self) -> Mapping[str, IndexEntry]: ...
+    @property
+    def restarts(self) -> int: ...
+    def exists(self, channel: str) -> bool: ...
+
+
+class Following(Protocol):
+    """What keeps a namespace's mirror current."""
+
+    @property
+    def mirror(self) -> Mirrored: ...
+    async def changed(self) -> None: ...
+
+
+@dataclass(slots=True)
+class SnapshotCounters:
+    """What the cache did since it began. A hit is a snapshot that was rendered before."""
+
+    hits: int = 0
+    renders: int = 0
+    variants: int = 0
+    not_modified: int = 0
+    loads: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Kept:
+    """A channel's folded state, the last event in it, and its newest rendering."""
+
+    namespace: str
+    state: State
+    position: Position
+    snapshot: Snapshot | None = None
+    counted_bytes: int = 0
+
+    def fold(self, event: Event) -> None:
+        # The state was read while the tail went on: what is in it already must not fold twice.
+        if event.id > self.position:
+            self.state.fold(event)
+            self.position = event.id
+
+    @property
+    def size_bytes(self) -> int:
+        return self.state.size_bytes + (self.snapshot.size_bytes if self.snapshot else 0)
+
+
+@dataclass(slots=True, eq=False)
+class _Load:
+    """One read of a state from the store, and the events tailed while it is under way."""
+
+    task: "asyncio.Task[_Kept] | None" = None
+    events: list[Event] = field(default_factory=list)
+
+
+class Snapshots:
+    """States by channel, the least recently used dropped beyond `limit_bytes`.
+
+    A channel's first snapshot reads its state from the store; from then on the tail folds.
+    """
+
+    def __init__(self, store: RedisStore, *, min_interval_ms: int, limit_bytes: int) -> None:
+        self.counters = SnapshotCounters()
+        self._store = store
+        self._min_interval_seconds = min_interval_ms / 1000
+        self._limit_bytes = limit_bytes
+        self._kept: dict[str, _Kept] = {}
+        self._loads: dict[str, _Load] = {}
+        self._size_bytes = 0
+
+    # -- what the tail brings -----------------------------------------------------------------
+
+    def take(self, mirror: Mirrored, entries: Sequence[Entry]) -> None:
+        """Fold the namespace's new events into the states that are kept."""
+        for entry in entries:
+            channel = entry.event.channel
+            load = self._loads.get(channel)
+            if load is not None:
+                load.events.append(entry.event)
+            kept = self._kept.get(channel)
+            if kept is None:
+                continue
+            if entry.event.deletion and entry.id > kept.position:
+                self._drop(channel)
+            else:
+                kept.fold(entry.event)
+                self._count(kept)
+
+    def restart(self, mirror: Mirrored, before: Position) -> None:
+        """Forget the namespace's states: their history is another one now."""
+        name = mirror.namespace.name
+        for channel in [c for c, kept in self._kept.items() if kept.namespace == name]:
+            self._drop(channel)
+
+    def _drop(self, channel: str) -> None:
+        self._size_bytes -= self._kept.pop(channel).counted_bytes
+
+    def _count(self, kept: _Kept) -> None:
+        size = kept.size_bytes
+        self._size_bytes += size - kept.counted_bytes
+        kept.counted_bytes = size
+
+    # -- what readers ask ---------------------------------------------------------------------
+
+    async def get(
+        self, tail: Following, channel: str, at_least: Position | None = None
+    ) -> Snapshot:
+        """Return the channel's snapshot; not one rendered before the tail reached `at_least`.
+
+        Raises UnknownChannel, StoreUnavailable.
+        """
+        if not tail.mirror.exists(channel):
+            raise UnknownChannel(channel)
+        kept = self._kept.pop(channel, None)
+        if kept is None:
+            return self._render(tail.mirror, channel, await self._load(tail, channel), at_least)
+        self._kept[channel] = kept  # Now the most recently used.
+        return self._render(tail.mirror, channel, kept, at_least)
+
+    def _render(
+        self, mirror: Mirrored, channel: str, kept: _Kept, at_least: Position | None
+    ) -> Snapshot:
+        life = mirror.life
+        assert life is not None
+        # Below the floor nobody could resume: a quiet channel would loop gap, snapshot, gap.
+        position = max(kept.position, life.floor)
+        snapshot, now = kept.snapshot, time.monotonic()
+        if snapshot is not None and snapshot.epoch == life.epoch:
+            fresh = now - snapshot.rendered_at < self._min_interval_seconds
+            enough = at_least is None or at_least <= snapshot.position
+            if snapshot.position == position or (fresh and enough):
+                self.counters.hits += 1
+                return snapshot
+        self.counters.renders += 1
+        snapshot = Snapshot(channel, position, life.epoch, kept.state.value(), now)
+        kept.snapshot = snapshot
+        self._count(kept)
+        while self._size_bytes > self._limit_bytes and len(self._kept) > 1:
+            self._drop(next(iter(self._kept)))
+        return snapshot
+
+    async def variant(self, snapshot: Snapshot, coding: str, inline_limit_bytes: int) -> bytes:
+        """Return the snapshot's body in one content coding."""
+        return await snapshot.variant(coding, inline_limit_bytes, self._made)
+
+    def _made(self) -> None:
+        self.counters.variants += 1
+
+    async def _load(self, tail: Following, channel: str) -> _Kept:
+        load = self._loads.get(channel)
+        if load is None:
+            load = self._loads[channel] = _Load()
+            # All who ask meanwhile wait for this one; none of them may cancel it.
+            load.task = asyncio.create_task(self._read(tail, channel, load))
+        assert load.task is not None
+        return await asyncio.shield(load.task)
+
+    async def _read(self, tail: Following, channel: str, load: _Load) -> _Kept:
+        mirror = tail.mirror
+        namespace = mirror.namespace
+        try:
+            async with asyncio.timeout(_BEHIND_SECONDS) as deadline:
+                while True:
+                    restarts = mirror.restarts
+                    load.events.clear()
+                    life, contents, _ = await self._store.read(namespace.name, [channel], "state")
+                    self.counters.loads += 1
+                    if mirror.restarts == restarts and mirror.life is not None:
+                        if life.same_history(mirror.life):
+                            break
+                        await tail.changed()
+        except TimeoutError as error:
+            assert deadline.expired()
+            raise StoreUnavailable("this worker is behind the store") from error
+        finally:
+            del self._loads[channel]
+        index = contents[0].index
+        gone = any(event.deletion for event in load.events if index and event.id > index.last)
+        if index is None or index.deleted or gone:
+            raise UnknownChannel(channel)
+        state = load_state(namespace.reducer, contents[0].state)
+        kept = self._kept[channel] = _Kept(namespace.name, state, index.last)
+        for event in load.events:
+            kept.fold(event)
+        self._count(kept)
+        return kept

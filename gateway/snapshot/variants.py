@@ -1,0 +1,64 @@
+"""One rendered snapshot and its variants, each compressed once; folds nothing."""
+
+import asyncio
+from collections.abc import Callable
+
+import orjson
+
+from gateway.protocol.coding import compress
+from gateway.protocol.etag import SnapshotTag, digest_body
+from gateway.protocol.position import Position
+
+
+class Snapshot:
+    """A channel's state as JSON bytes, true at `position`.
+
+    `rendered_at` is monotonic time in seconds.
+    """
+
+    def __init__(
+        self, channel: str, position: Position, epoch: str, state: object, rendered_at: float
+    ) -> None:
+        document = {"channel": channel, "id": str(position), "epoch": epoch, "state": state}
+        body = orjson.dumps(document)
+        self.position = position
+        self.epoch = epoch
+        self.rendered_at = rendered_at
+        self.digest = digest_body(body)
+        self._variants: dict[str, bytes] = {"identity": body}
+        self._making: dict[str, asyncio.Task[bytes]] = {}
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all variants made so far."""
+        return sum(map(len, self._variants.values()))
+
+    def tag(self, coding: str) -> SnapshotTag:
+        """Return the strong entity tag of one variant."""
+        return SnapshotTag(self.epoch, self.position, self.digest, coding)
+
+    async def variant(
+        self, coding: str, inline_limit_bytes: int, made: Callable[[], None]
+    ) -> bytes:
+        """Return the body in one content coding, made by the first who asks.
+
+        Bodies over `inline_limit_bytes` are compressed off the loop; `made` is called once
+        per variant.
+        """
+        variant = self._variants.get(coding)
+        if variant is not None:
+            return variant
+        body = self._variants["identity"]
+        if len(body) <= inline_limit_bytes:
+            made()
+            variant = self._variants[coding] = compress(coding, body)
+            return variant
+        task = self._making.get(coding)
+        if task is None:
+            made()
+            # All who ask meanwhile wait for this one; none of them may cancel it.
+            task = asyncio.create_task(asyncio.to_thread(compress, coding, body))
+            self._making[coding] = task
+        variant = self._variants[coding] = await asyncio.shield(task)
+        self._making.pop(coding, None)
+        return variant

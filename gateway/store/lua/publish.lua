@@ -1,0 +1,178 @@
+-- Publish events to one namespace, all or nothing: position, ring, bus, state, idempotency key.
+--
+-- KEYS[1..3] as in settle.lua, then a ring and a state key per channel, then idempotency keys.
+-- ARGV[6] ring events   [7] ring bytes   [8] ring age in ms   [9] bus events   [10] bus bytes
+--   [11] channels limit   [12] keys limit   [13] state bytes limit   [14] idempotency ms
+--   [15] number of channels   [16] number of events
+--   then per channel: name, If-Match ("" none, "*" any, or a position), position that the new
+--     state was folded from ("" none), new state ("" none)
+--   then per event: channel number, type, key, format (j or t), data, idempotency key number
+--     (0 none), digest
+-- Reply: {life, "ok", positions, numbers of replayed events} or {life, reason, event number, text}.
+
+local m = settle()
+local ring_events, ring_bytes, ring_age = ARGV[6], tonumber(ARGV[7]), tonumber(ARGV[8])
+local channels_limit, keys_limit = tonumber(ARGV[11]), tonumber(ARGV[12])
+local state_limit = tonumber(ARGV[13])
+local n_channels, n_events = tonumber(ARGV[15]), tonumber(ARGV[16])
+local first_event = 16 + 4 * n_channels
+local first_idem = 3 + 2 * n_channels
+local keyed, merged, latest = m.reducer == 'keyed', m.reducer == 'merge', m.reducer == 'last'
+
+-- 1. Idempotency: which events were stored before, which repeat one of this call.
+local known, repeats, replayed = {}, {}, {}
+local fresh_in = {}
+for i = 1, n_events do
+  local at = first_event + 7 * (i - 1)
+  local idem = tonumber(ARGV[at + 6])
+  local stored = false
+  if idem > 0 then
+    local key, digest = KEYS[first_idem + idem], ARGV[at + 7]
+    local seen = repeats[idem]
+    if seen then
+      if seen.digest ~= digest then return {life(m), 'conflict', i, ''} end
+      known[i], stored = seen, true
+    else
+      local value = redis.call('GET', key)
+      if value then
+        local old_digest, position = string.match(value, '^(%S+) (%d+%-%d+)$')
+        if old_digest ~= digest then return {life(m), 'conflict', i, ''} end
+        known[i], stored = {position = position}, true
+      else
+        repeats[idem] = {digest = digest, event = i}
+      end
+    end
+  end
+  if stored then
+    replayed[#replayed + 1] = i
+    -- A merged state was folded from all events of the call: fold again without this one.
+    if merged then return {life(m), 'retry', i, ''} end
+  else
+    local channel = tonumber(ARGV[at + 1])
+    fresh_in[channel] = fresh_in[channel] or i
+  end
+end
+
+-- 2. Channels: If-Match, then what the state was folded from, then limits and stored data.
+local channels, n_new = {}, 0
+for c = 1, n_channels do
+  local event = fresh_in[c]
+  if event then
+    local at = 16 + 4 * (c - 1)
+    local channel = {name = ARGV[at + 1], ring = KEYS[2 + 2 * c], state = KEYS[3 + 2 * c],
+      prev = '0-0', bytes = 0, deleted = false, doc = ARGV[at + 4]}
+    local index = redis.call('HGET', KEYS[2], channel.name)
+    if index then
+      channel.prev, channel.bytes, channel.deleted = parse_index(index)
+      if before(m.clock, channel.prev) then
+        error('CORRUPT last position of ' .. channel.name .. ' is past the clock', 0)
+      end
+    else
+      n_new = n_new + 1
+    end
+    local expected = ARGV[at + 2]
+    if expected ~= '' then
+      local exists = index and not channel.deleted
+      if not exists then return {life(m), 'mismatch', event, ''} end
+      if expected ~= '*' and expected ~= channel.prev then
+        return {life(m), 'mismatch', event, channel.prev}
+      end
+    end
+    if ARGV[at + 3] ~= '' and ARGV[at + 3] ~= channel.prev then
+      return {life(m), 'retry', event, channel.prev}
+    end
+    check_stream(channel.ring, m.clock)
+    local kind = redis.call('TYPE', channel.state).ok
+    if kind ~= 'none' and kind ~= 'hash' then
+      error('CORRUPT ' .. channel.state .. ' is a ' .. kind, 0)
+    end
+    if keyed then
+      channel.keys = redis.call('HLEN', channel.state)
+      channel.state_bytes = tonumber(redis.call('HGET', channel.state, '#') or 0)
+      if channel.keys > 0 then channel.keys = channel.keys - 1 end
+      channel.sizes = {}
+    end
+    channels[c] = channel
+  end
+end
+if n_new > 0 and redis.call('HLEN', KEYS[2]) + n_new > channels_limit then
+  return {life(m), 'limit', 1, 'channels'}
+end
+check_stream(KEYS[3], m.clock)
+
+-- 3. Keyed states: what they would grow to.
+if keyed then
+  for i = 1, n_events do
+    if not known[i] then
+      local at = first_event + 7 * (i - 1)
+      local channel, key, size = channels[tonumber(ARGV[at + 1])], 'k' .. ARGV[at + 3], #ARGV[at + 5]
+      local old = channel.sizes[key]
+      if old == nil then
+        old = redis.call('HSTRLEN', channel.state, key)
+        -- A stored value is one byte of format and the data.
+        old = old > 0 and old + #key or 0
+      end
+      local new = size > 0 and size + 1 + #key or 0
+      channel.sizes[key] = new
+      channel.state_bytes = channel.state_bytes + new - old
+      if old == 0 and new > 0 then channel.keys = channel.keys + 1 end
+      if old > 0 and new == 0 then channel.keys = channel.keys - 1 end
+      if channel.keys > keys_limit then return {life(m), 'limit', i, 'keys'} end
+      if channel.state_bytes > state_limit then return {life(m), 'limit', i, 'state'} end
+    end
+  end
+end
+
+-- 4. Every check is done: write.
+local bytes_before = m.bytes
+local positions = {}
+for i = 1, n_events do
+  local at = first_event + 7 * (i - 1)
+  if not known[i] then
+    local channel = channels[tonumber(ARGV[at + 1])]
+    local type, key, kind, data = ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], ARGV[at + 5]
+    local position = advance(m)
+    redis.call('XADD', channel.ring, position, 't', type, 'k', key, 'f', kind, 'd', data,
+      'p', channel.prev, 's', string.format('%.0f', channel.bytes))
+    append_bus(m, position, channel.name, type, key, kind, data, channel.prev, '')
+    channel.prev, channel.bytes = position, channel.bytes + #data + #type + #key + 64
+    if keyed then
+      if #data > 0 then
+        redis.call('HSET', channel.state, 'k' .. key, kind .. data)
+      else
+        redis.call('HDEL', channel.state, 'k' .. key)
+      end
+    elseif latest then
+      channel.doc = kind .. data
+    end
+    local idem = tonumber(ARGV[at + 6])
+    if idem > 0 then
+      redis.call('SET', KEYS[first_idem + idem], ARGV[at + 7] .. ' ' .. position, 'PX', ARGV[14])
+    end
+    positions[i] = position
+  else
+    positions[i] = known[i].position or positions[known[i].event]
+  end
+end
+
+for _, channel in pairs(channels) do
+  local ms = parse(channel.prev)
+  redis.call('XTRIM', channel.ring, 'MAXLEN', ring_events)
+  redis.call('XTRIM', channel.ring, 'MINID', format(math.max(ms - ring_age, 0), 0))
+  while true do
+    local oldest = redis.call('XRANGE', channel.ring, '-', '+', 'COUNT', 2)
+    if #oldest < 2 or channel.bytes - tonumber(oldest[1][2][12]) <= ring_bytes then break end
+    redis.call('XTRIM', channel.ring, 'MINID', oldest[2][1])
+  end
+  redis.call('PEXPIRE', channel.ring, string.format('%.0f', ring_age + math.max(ms - m.now, 0)))
+  if keyed then
+    redis.call('HSET', channel.state, '#', string.format('%.0f', channel.state_bytes))
+  elseif latest or merged then
+    redis.call('HSET', channel.state, 'v', channel.doc)
+  end
+  redis.call('HSET', KEYS[2], channel.name,
+    channel.prev .. ' ' .. string.format('%.0f', channel.bytes))
+end
+trim_bus(bytes_before, m.bytes, ARGV[9], tonumber(ARGV[10]))
+commit(m)
+return {life(m), 'ok', positions, replayed}

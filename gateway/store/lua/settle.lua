@@ -1,0 +1,147 @@
+-- Common opening of every script: reads the namespace's meta hash and settles which life of the
+-- store this is. Nothing is written before `commit`, so a script can still refuse everything.
+--
+-- KEYS[1] meta   KEYS[2] channels   KEYS[3] bus
+-- ARGV[1] run id of the server that this connection reached
+-- ARGV[2] highest position that the calling worker ever tailed ("0-0" when none)
+-- ARGV[3] token for a new epoch   ARGV[4] margin of a cut, in ms   ARGV[5] reducer
+
+local SCHEMA = '1'
+local CUTS_KEPT = 64
+
+local function parse(text)
+  local ms, seq = string.match(text or '', '^(%d+)%-(%d+)$')
+  if not ms then
+    error('CORRUPT not a position: ' .. tostring(text), 0)
+  end
+  return tonumber(ms), tonumber(seq)
+end
+
+local function format(ms, seq)
+  return string.format('%.0f-%.0f', ms, seq)
+end
+
+local function before(a, b)
+  local a_ms, a_seq = parse(a)
+  local b_ms, b_seq = parse(b)
+  return a_ms < b_ms or (a_ms == b_ms and a_seq < b_seq)
+end
+
+-- An index value is "<last position> <bytes ever put into the ring>[ x]"; x marks a deletion.
+local function parse_index(value)
+  local position, bytes, mark = string.match(value, '^(%d+%-%d+) (%d+)( ?x?)$')
+  if not position then
+    error('CORRUPT index value: ' .. value, 0)
+  end
+  return position, tonumber(bytes), mark == ' x'
+end
+
+local function settle()
+  local run, tailed, margin, reducer = ARGV[1], ARGV[2], tonumber(ARGV[4]), ARGV[5]
+  local stored = redis.call('HMGET', KEYS[1], 'schema', 'epoch', 'clock', 'floor', 'run',
+    'generation', 'cuts', 'last', 'reducer', 'bytes')
+  local time = redis.call('TIME')
+  local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+  local tailed_ms = parse(tailed)
+  local m = {now = now, dirty = false}
+  if not stored[2] then
+    -- A store without meta begins a new epoch above everything that anybody can remember.
+    local start = now
+    if tailed ~= '0-0' then start = math.max(now, tailed_ms + margin) end
+    local newest = redis.call('XREVRANGE', KEYS[3], '+', '-', 'COUNT', 1)
+    if newest[1] then start = math.max(start, (parse(newest[1][1])) + margin) end
+    m.epoch, m.clock, m.generation, m.cuts = ARGV[3], format(start, 0), 1, ''
+    m.floor, m.last, m.run, m.bytes, m.dirty = m.clock, m.clock, run, 0, true
+    m.reducer = reducer
+  else
+    if stored[1] ~= SCHEMA then
+      error('SCHEMA ' .. tostring(stored[1]), 0)
+    end
+    m.epoch, m.clock, m.floor, m.run = stored[2], stored[3], stored[4], stored[5]
+    m.generation, m.cuts, m.last = tonumber(stored[6]), stored[7], stored[8]
+    m.reducer, m.bytes = stored[9], tonumber(stored[10])
+    parse(m.last)
+    parse(m.floor)
+    local clock_ms = parse(m.clock)
+    if m.run ~= run or before(m.clock, tailed) then
+      -- Another life of the server: what came after its clock may be lost, so no position
+      -- between the clock and the cut's end can be resumed from.
+      local past = format(math.max(now, clock_ms, tailed_ms) + margin, 0)
+      local cuts = {}
+      for cut in string.gmatch(m.cuts .. ',' .. m.clock .. ' ' .. past, '[^,]+') do
+        cuts[#cuts + 1] = cut
+      end
+      while #cuts > CUTS_KEPT do
+        local ended = string.match(table.remove(cuts, 1), ' (.+)$')
+        if before(m.floor, ended) then m.floor = ended end
+      end
+      m.cuts, m.clock, m.run, m.dirty = table.concat(cuts, ','), past, run, true
+      m.generation = m.generation + 1
+    end
+    if m.reducer ~= reducer then
+      if redis.call('HLEN', KEYS[2]) > 0 then
+        error('REDUCER ' .. tostring(m.reducer), 0)
+      end
+      m.reducer, m.dirty = reducer, true
+    end
+  end
+  return m
+end
+
+local function commit(m)
+  if m.dirty then
+    redis.call('HSET', KEYS[1], 'schema', SCHEMA, 'epoch', m.epoch, 'clock', m.clock,
+      'floor', m.floor, 'run', m.run, 'generation', m.generation, 'cuts', m.cuts,
+      'last', m.last, 'reducer', m.reducer, 'bytes', string.format('%.0f', m.bytes))
+  end
+end
+
+-- What every script tells the caller about the namespace, first in its reply.
+local function life(m)
+  return {m.epoch, m.generation, m.clock, m.floor, m.last, m.cuts}
+end
+
+-- The next position: the server's time, or one more when its millisecond was used already.
+local function advance(m)
+  local ms, seq = parse(m.clock)
+  if m.now > ms then
+    ms, seq = m.now, 0
+  else
+    seq = seq + 1
+  end
+  m.clock, m.dirty = format(ms, seq), true
+  return m.clock
+end
+
+-- Refuse before the first write what XADD would refuse in the middle of them.
+local function check_stream(key, clock)
+  if #redis.call('XRANGE', key, '(' .. clock, '+', 'COUNT', 1) > 0 then
+    error('CORRUPT ' .. key .. ' holds entries past the clock', 0)
+  end
+end
+
+local function append_bus(m, position, channel, type, key, format_, data, prev, op)
+  redis.call('XADD', KEYS[3], position, 'c', channel, 't', type, 'k', key, 'f', format_, 'd', data,
+    'p', prev, 'n', m.last, 'g', m.epoch .. ':' .. string.format('%.0f', m.generation),
+    'o', op, 's', string.format('%.0f', m.bytes))
+  m.bytes = m.bytes + #data + #channel + #type + #key + 100
+  m.last = position
+end
+
+-- Keep the bus within its bounds. Its bytes are looked at once a mebibyte.
+local function trim_bus(bytes_before, bytes, events_limit, bytes_limit)
+  redis.call('XTRIM', KEYS[3], 'MAXLEN', '~', events_limit)
+  if math.floor(bytes_before / 1048576) == math.floor(bytes / 1048576) then return end
+  local low = '-'
+  while true do
+    local entries = redis.call('XRANGE', KEYS[3], low, '+', 'COUNT', 64)
+    for _, entry in ipairs(entries) do
+      if bytes - tonumber(entry[2][20]) <= bytes_limit then
+        redis.call('XTRIM', KEYS[3], 'MINID', entry[1])
+        return
+      end
+      low = '(' .. entry[1]
+    end
+    if #entries < 64 then return end
+  end
+end

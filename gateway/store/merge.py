@@ -1,0 +1,222 @@
+"""Merged states: fold publishes in Python, store them by compare-and-set, many at a time."""
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from gateway.protocol.errors import (
+    GatewayError,
+    IdempotencyConflict,
+    LimitExceeded,
+    MergeContention,
+    OutcomeUnknown,
+    PositionMismatch,
+)
+from gateway.protocol.event import NewEvent
+from gateway.protocol.json_value import dump_json, parse_json
+from gateway.protocol.position import Position
+from gateway.protocol.state import merge_patch
+from gateway.store.redis import PublishCall, RedisStore, StateMoved, Stored
+from gateway.store.scripts import ChannelContents, digest_event, last_of, parse_position
+
+_ATTEMPTS = 100  # Every failed one means that another worker's publish succeeded meanwhile.
+_GROUP_EVENTS = 10_000
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    """One caller's publish, waiting for its turn or its answer."""
+
+    call: PublishCall
+    answer: asyncio.Future[list[Stored]]
+
+
+@dataclass(slots=True)
+class _Group:
+    """What one round has folded so far: documents, the jobs they hold, and their events."""
+
+    bases: dict[str, Position]
+    exists: dict[str, bool]
+    documents: dict[str, object]
+    known: dict[str, bytes]
+    jobs: list[_Job] = field(default_factory=list)
+    events: list[NewEvent] = field(default_factory=list)
+    touched: set[str] = field(default_factory=set)
+
+
+class MergeLane:
+    """Publishes of one merged namespace on this worker.
+
+    Whoever comes while a round is under way waits, and the next round stores all of them with
+    one call: the lane needs two round trips a round, however many callers there are.
+    """
+
+    def __init__(self, store: RedisStore, namespace: str) -> None:
+        self._store = store
+        self._namespace = namespace
+        self._limit_bytes = store.namespaces[namespace].state_limit_bytes
+        self._turn = asyncio.Lock()
+        self._waiting: deque[_Job] = deque()
+
+    async def publish(self, call: PublishCall) -> list[Stored]:
+        """Store one call's events; as RedisStore.publish, and MergeContention when others win."""
+        job = _Job(call, asyncio.get_running_loop().create_future())
+        self._waiting.append(job)
+        async with self._turn:
+            while not job.answer.done():
+                await self._round()
+        return job.answer.result()
+
+    async def _round(self) -> None:
+        jobs = self._next_jobs()
+        try:
+            for _ in range(_ATTEMPTS):
+                jobs = [job for job in jobs if not job.answer.done()]
+                try:
+                    await self._store_jobs(jobs)
+                    return
+                except StateMoved:
+                    continue
+            raise MergeContention(f"namespace {self._namespace}: other workers kept changing it")
+        except GatewayError as error:
+            self._fail(jobs, error)
+        except BaseException:
+            self._fail(jobs, OutcomeUnknown("the publish was interrupted"))
+            raise
+
+    @staticmethod
+    def _fail(jobs: Sequence[_Job], error: GatewayError) -> None:
+        for job in jobs:
+            if not job.answer.done():
+                job.answer.set_exception(error)
+
+    def _next_jobs(self) -> list[_Job]:
+        """Take waiting jobs that can be stored by one call."""
+        jobs: list[_Job] = []
+        tokens: set[str] = set()
+        channels: set[str] = set()
+        publishers: set[str] = set()
+        events = 0
+        while self._waiting:
+            call = self._waiting[0].call
+            mine = {event.idempotency_key for event in call.events if event.idempotency_key}
+            named = {event.channel for event in call.events}
+            # A repeated token, or If-Match on a channel that the round changes, must see the
+            # outcome of what came before it.
+            waits = bool(mine & tokens) or bool(call.if_match and named & channels)
+            other = bool(publishers) and call.publisher not in publishers
+            if jobs and (waits or other or events + len(call.events) > _GROUP_EVENTS):
+                break
+            jobs.append(self._waiting.popleft())
+            tokens |= mine
+            channels |= named
+            publishers.add(call.publisher)
+            events += len(call.events)
+        return jobs
+
+    async def _store_jobs(self, jobs: list[_Job]) -> None:
+        events = [event for job in jobs for event in job.call.events]
+        channels = list({event.channel: None for event in events})
+        tokens = list({e.idempotency_key: None for e in events if e.idempotency_key})
+        publisher = jobs[0].call.publisher
+        _, contents, values = await self._store.read(
+            self._namespace, channels, "state", tokens, publisher
+        )
+        group = _open_group(channels, contents, tokens, values)
+        answers: list[tuple[_Job, list[Stored | int]]] = []
+        for job in jobs:
+            try:
+                answers.append((job, self._fold(job, group)))
+            except GatewayError as error:
+                job.answer.set_exception(error)
+        positions: list[Stored] = []
+        if group.events:
+            states = {
+                channel: (group.bases[channel], self._dump(group.documents[channel]))
+                for channel in group.touched
+            }
+            call = PublishCall(group.events, publisher=publisher, states=states)
+            positions = await self._store.publish(self._namespace, call)
+        for job, answer in answers:
+            stored = [positions[at] if isinstance(at, int) else at for at in answer]
+            job.answer.set_result(stored)
+
+    def _fold(self, job: _Job, group: _Group) -> list[Stored | int]:
+        """Fold a job into the group, or raise and leave the group as it was.
+
+        Returns, per event, where it stood before or its number among the group's events.
+        """
+        documents: dict[str, object] = {}
+        fresh: list[NewEvent] = []
+        answer: list[Stored | int] = []
+        own: dict[str, tuple[str, int]] = {}
+        for line, event in enumerate(job.call.events, 1):
+            token = event.idempotency_key
+            if token:
+                digest = digest_event(event)
+                earlier = _earlier(token, group, own)
+                if earlier is not None:
+                    if earlier[0] != digest:
+                        raise IdempotencyConflict(token, line=line)
+                    answer.append(earlier[1])
+                    continue
+                own[token] = (digest, len(group.events) + len(fresh))
+            if job.call.if_match:
+                _check_match(job.call.if_match, event.channel, group)
+            document = documents.get(event.channel, group.documents[event.channel])
+            documents[event.channel] = merge_patch(document, parse_json(event.data))
+            answer.append(len(group.events) + len(fresh))
+            fresh.append(event)
+        for channel, document in documents.items():
+            if len(self._dump(document)) > self._limit_bytes:
+                rule = f"a channel's state is at most {self._limit_bytes} bytes"
+                raise LimitExceeded("data", channel, rule)
+        group.documents |= documents
+        group.touched |= documents.keys()
+        group.events += fresh
+        return answer
+
+    @staticmethod
+    def _dump(document: object) -> bytes:
+        return dump_json(document, sort_keys=True)
+
+
+def _earlier(
+    token: str, group: _Group, own: dict[str, tuple[str, int]]
+) -> tuple[str, Stored | int] | None:
+    if token in own:
+        return own[token]
+    if token in group.known:
+        digest, _, position = group.known[token].partition(b" ")
+        return digest.decode(), Stored(parse_position(position), replayed=True)
+    return None
+
+
+def _check_match(if_match: str, channel: str, group: _Group) -> None:
+    base = group.bases[channel]
+    if not group.exists[channel]:
+        raise PositionMismatch(channel, if_match, None)
+    if if_match not in ("*", str(base)):
+        raise PositionMismatch(channel, if_match, base)
+
+
+def _open_group(
+    channels: Sequence[str],
+    contents: Sequence[ChannelContents],
+    tokens: Sequence[str],
+    values: Sequence[bytes | None],
+) -> _Group:
+    read = dict(zip(channels, contents, strict=True))
+    return _Group(
+        bases={channel: last_of(content) for channel, content in read.items()},
+        exists={
+            channel: content.index is not None and not content.index.deleted
+            for channel, content in read.items()
+        },
+        documents={
+            channel: parse_json(content.state[b"v"][1:]) if b"v" in content.state else {}
+            for channel, content in read.items()
+        },
+        known={token: value for token, value in zip(tokens, values, strict=True) if value},
+    )

@@ -1,0 +1,85 @@
+"""The ordinary transport of a stream: aiohttp's response, written to without awaiting."""
+
+import asyncio
+from collections.abc import Callable
+
+from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp_sse import EventSourceResponse
+
+from gateway.protocol.cache_control import STREAM
+
+
+class EventStream(EventSourceResponse):
+    """A response of ready frames. The hub's heartbeat is for all, so it has no ping task."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.headers["Cache-Control"] = STREAM
+        self.headers["Access-Control-Allow-Origin"] = "*"
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        """Send the head (with the first frame); starts nothing."""
+        return await web.StreamResponse.prepare(self, request)
+
+
+class ResponseConnection:
+    """A hub's connection over a prepared EventStream.
+
+    The handler that opened it runs `serve`, which waits for room whenever a write found none.
+    """
+
+    def __init__(
+        self,
+        response: EventStream,
+        writer: AbstractStreamWriter,
+        transport: asyncio.WriteTransport,
+        buffer_limit_bytes: int,
+    ) -> None:
+        self._response = response
+        self._writer = writer
+        self._transport = transport
+        self._limit = buffer_limit_bytes
+        self._wake = asyncio.Event()
+        self._closing = False
+        transport.set_write_buffer_limits(high=buffer_limit_bytes)
+
+    def write(self, chunk: bytes) -> bool:
+        """Take the whole chunk; return whether more is taken at once."""
+        if self._closing or self._transport.is_closing():
+            return False
+        writing = self._response.write(chunk)
+        try:
+            # One step hands the bytes to the transport; it would only wait for room after that.
+            writing.send(None)
+        except StopIteration:
+            pass
+        except ConnectionError:
+            return False
+        else:
+            writing.close()
+        if self._transport.get_write_buffer_size() > self._limit:
+            self._wake.set()
+            return False
+        return True
+
+    def close(self) -> None:
+        """Let `serve` return once everything before is handed over."""
+        self._closing = True
+        self._wake.set()
+
+    def abort(self) -> None:
+        """Drop the connection and what it did not send."""
+        self.close()
+        self._transport.abort()
+
+    async def serve(self, writable: Callable[[], None]) -> None:
+        """Call `writable` whenever the connection takes more again; return when it is closed."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            if self._closing:
+                return
+            await self._writer.drain()
+            if not self._closing:
+                writable()

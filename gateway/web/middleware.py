@@ -1,0 +1,60 @@
+"""What all answers have in common: problems for errors, and who may read from other sites."""
+
+import logging
+
+from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+
+from gateway.protocol.errors import GatewayError
+from gateway.web.problem import problem, problem_of
+
+_log = logging.getLogger(__name__)
+_PUBLIC = ("events", "snapshots", "history")
+_SAFE = ("GET", "HEAD", "OPTIONS")
+
+
+def guard(base_path: str) -> Middleware:
+    """Return the middleware that turns errors into problems and marks public answers."""
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        response = await _answer(request, handler)
+        part = request.path.removeprefix(base_path).lstrip("/").partition("/")[0]
+        if part in _PUBLIC and not response.prepared:
+            response.headers["Access-Control-Allow-Origin"] = "*"
+            response.headers["Access-Control-Expose-Headers"] = "ETag, Retry-After"
+        return response
+
+    return middleware
+
+
+async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        if request.method not in _SAFE and request.headers.get("Sec-Fetch-Site") == "cross-site":
+            # A page of another site must not publish through its reader's browser.
+            return problem(403, "Cross-site", "other sites' pages may read, not write")
+        return await handler(request)
+    except GatewayError as error:
+        return problem_of(error)
+    except web.HTTPException as error:
+        if error.status < 400:
+            raise
+        allow = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else None
+        detail = f"{request.method} {request.path}: {error.reason.lower()}"
+        return problem(error.status, error.reason, detail, headers=allow)
+    except Exception:
+        _log.exception("%s %s", request.method, request.rel_url.path)
+        return problem(500, "Internal error", "the gateway failed; its log says why")
+
+
+async def preflight(request: web.Request) -> web.StreamResponse:
+    """Answer OPTIONS of what may be read from any site."""
+    return web.Response(
+        status=204,
+        headers={
+            "Allow": "GET, HEAD, OPTIONS",
+            "Access-Control-Allow-Methods": "GET, HEAD, OPTIONS",
+            "Access-Control-Allow-Headers": "Last-Event-ID, If-None-Match, Cache-Control",
+            "Access-Control-Max-Age": "86400",
+        },
+    )

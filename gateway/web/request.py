@@ -1,0 +1,63 @@
+"""What handlers read out of a request: query parameters, channel, namespace."""
+
+from collections.abc import Mapping
+
+from aiohttp import web
+
+from gateway.protocol.channel import CHANNEL_LIMIT_BYTES, check_channel, namespace_of
+from gateway.protocol.errors import InvalidField, ProtectedNamespace
+from gateway.protocol.namespace import Namespace
+
+
+def read_query(
+    request: web.BaseRequest, *allowed: str, repeated: tuple[str, ...] = ()
+) -> dict[str, str]:
+    """Return the query's parameters; unknown or doubled ones raise InvalidField.
+
+    Each spelling of a URL is a cache entry of its own: few are accepted. Those that may be
+    `repeated` are left to the caller.
+    """
+    values: dict[str, str] = {}
+    for name, value in request.query.items():
+        if name in repeated:
+            continue
+        if name not in allowed:
+            known = ", ".join((*repeated, *allowed)) or "none"
+            raise InvalidField(name[:100], value[:300], f"is no parameter here; known: {known}")
+        if name in values:
+            raise InvalidField(name, value[:300], "must be given once")
+        values[name] = value
+    return values
+
+
+def read_whole(values: Mapping[str, str], name: str, default: int, limit: int) -> int:
+    """Return a whole number from 1 to `limit`; raises InvalidField."""
+    text = values.get(name)
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdigit() and len(text) <= 9 and 1 <= int(text) <= limit):
+        raise InvalidField(name, text[:300], f"must be a whole number from 1 to {limit}")
+    return int(text)
+
+
+class Names:
+    """Finds the namespace of what a request names, and keeps protected ones shut."""
+
+    def __init__(
+        self, namespaces: Mapping[str, Namespace], limit_bytes: int = CHANNEL_LIMIT_BYTES
+    ) -> None:
+        self.namespaces = namespaces
+        self.limit_bytes = limit_bytes
+
+    def channel(self, request: web.BaseRequest) -> tuple[str, Namespace]:
+        """Return the path's channel and its namespace; raises InvalidField, ProtectedNamespace."""
+        assert isinstance(request, web.Request)
+        name = check_channel(request.match_info["channel"], limit_bytes=self.limit_bytes)
+        return name, self.open(namespace_of(name, self.namespaces))
+
+    def open(self, name: str) -> Namespace:
+        """Return a namespace by name unless it is protected: nobody has rights yet."""
+        namespace = self.namespaces[name]
+        if namespace.protected:
+            raise ProtectedNamespace(f"namespace {name} is protected")
+        return namespace

@@ -1,0 +1,70 @@
+"""The table of paths."""
+
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from gateway.web.admin import ChannelsHandler
+from gateway.web.console import ConsoleHandler
+from gateway.web.health import HealthHandler
+from gateway.web.history import HistoryHandler
+from gateway.web.middleware import guard, preflight
+from gateway.web.publish import PublishHandler
+from gateway.web.snapshot import SnapshotHandler
+from gateway.web.stream import Streams
+
+
+@dataclass(frozen=True, slots=True)
+class Handlers:
+    """All handlers, ready to be called."""
+
+    streams: Streams
+    snapshots: SnapshotHandler
+    history: HistoryHandler
+    publish: PublishHandler
+    channels: ChannelsHandler
+    health: HealthHandler
+    console: ConsoleHandler
+
+
+def build_application(
+    handlers: Handlers, *, base_path: str, body_limit_bytes: int
+) -> web.Application:
+    """Return the aiohttp application with every path under `base_path`."""
+    # One byte more is read than is allowed, so that our own answer names the limit.
+    application = web.Application(
+        middlewares=[guard(base_path)], client_max_size=body_limit_bytes + 1
+    )
+    router = application.router
+
+    def add(method: str, path: str, handler: object) -> None:
+        router.add_route(method, base_path + path, handler)  # type: ignore[arg-type]
+
+    anything = "{channel:.+}"
+    readers = (
+        ("/events", handlers.streams.get),
+        (f"/events/{anything}", handlers.streams.get),
+        (f"/snapshots/{anything}", handlers.snapshots.get),
+        (f"/history/{anything}", handlers.history.get),
+    )
+    for path, handler in readers:
+        add("GET", path, handler)
+        add("HEAD", path, handler)
+        add("OPTIONS", path, preflight)
+    for path in ("/events", f"/events/{anything}"):
+        add("POST", path, handlers.streams.post)
+    add("POST", "/publish", handlers.publish.post_batch)
+    add("POST", f"/publish/{anything}", handlers.publish.post_one)
+    add("DELETE", f"/channels/{anything}", handlers.publish.delete)
+    for path, handler in (
+        ("/channels", handlers.channels.get),
+        ("/livez", handlers.health.livez),
+        ("/readyz", handlers.health.readyz),
+        ("/metrics", handlers.health.metrics),
+        ("/console", handlers.console.page),
+        ("/console/{name}", handlers.console.asset),
+        ("/", handlers.console.home),
+    ):
+        add("GET", path, handler)
+        add("HEAD", path, handler)
+    return application

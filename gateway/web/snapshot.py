@@ -1,0 +1,132 @@
+"""`GET /snapshots/{channel}`: conditional, negotiated, cacheable."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from gateway.hub.tail import Tail
+from gateway.protocol.cache_control import UNKNOWN_CHANNEL, cache_tags, surrogate_keys
+from gateway.protocol.coding import negotiate_coding
+from gateway.protocol.errors import StoreUnavailable, UnknownChannel
+from gateway.protocol.etag import NotModified, evaluate_if_none_match, positions_named
+from gateway.protocol.namespace import Namespace, Reducer
+from gateway.protocol.position import Position
+from gateway.snapshot.cache import Snapshots
+from gateway.snapshot.variants import Snapshot
+from gateway.web.problem import problem
+from gateway.web.request import Names, read_query
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotOptions:
+    """Bounds of answering with a snapshot."""
+
+    wait_seconds: float = 2.0
+    inline_compression_limit_bytes: int = 16 * 1024
+
+
+def unknown(tail: Tail, channel: str, detail: str) -> web.Response:
+    """Return the 404 of a public channel that is not there: it can be followed from its `id`."""
+    life = tail.mirror.life
+    assert life is not None
+    extra = {"channel": channel, "id": str(tail.mirror.tailed), "epoch": life.epoch}
+    headers = {"Cache-Control": UNKNOWN_CHANNEL}
+    return problem(404, "Unknown channel", detail, extra, headers)
+
+
+def follow_headers(namespace: Namespace, channel: str) -> dict[str, str]:
+    """Return the headers by which caches find and drop what they keep of a channel."""
+    return {
+        "Surrogate-Key": surrogate_keys(namespace.name, channel),
+        "Cache-Tag": cache_tags(namespace.name, channel),
+    }
+
+
+class SnapshotHandler:
+    """The handler of `/snapshots/{channel}`."""
+
+    def __init__(
+        self,
+        snapshots: Snapshots,
+        tails: Mapping[str, Tail],
+        names: Names,
+        options: SnapshotOptions,
+    ) -> None:
+        self._snapshots = snapshots
+        self._tails = tails
+        self._names = names
+        self._options = options
+
+    async def get(self, request: web.Request) -> web.StreamResponse:
+        """Return the channel's state, or 304 when the caller has it."""
+        query = read_query(request, "min")
+        channel, namespace = self._names.channel(request)
+        minimum = Position.parse(query["min"], "min") if "min" in query else None
+        header = ",".join(request.headers.getall("If-None-Match", [])) or None
+        tail = self._tails[namespace.name]
+        life = tail.mirror.life
+        if life is None:
+            raise StoreUnavailable("the store has not answered yet")
+        if namespace.reducer is Reducer.NONE:
+            detail = f"namespace {namespace.name} keeps no state (reducer none)"
+            return unknown(tail, channel, detail)
+        held = positions_named(header, life.epoch)
+        behind = await self._wait(tail, minimum, held)
+        if behind is not None:
+            return behind
+        try:
+            wanted = max((p for p in (minimum, held) if p is not None), default=None)
+            snapshot = await self._snapshots.get(tail, channel, wanted)
+        except UnknownChannel as error:
+            return unknown(tail, channel, str(error))
+        return await self._answer(request, namespace, channel, snapshot, header)
+
+    async def _wait(
+        self, tail: Tail, minimum: Position | None, held: Position | None
+    ) -> web.Response | None:
+        """Wait until this worker knows all that the caller does; return an answer if it cannot."""
+        wanted = max((p for p in (minimum, held) if p is not None), default=None)
+        if wanted is None or wanted <= tail.mirror.tailed:
+            return None
+        try:
+            await tail.reach(wanted, self._options.wait_seconds)
+        except TimeoutError as error:
+            if minimum is not None and (held is None or held < minimum):
+                raise StoreUnavailable(f"this worker has not reached {minimum} yet") from error
+            # What the caller holds is newer than what this worker could say.
+            return web.Response(status=304)
+        return None
+
+    async def _answer(
+        self,
+        request: web.Request,
+        namespace: Namespace,
+        channel: str,
+        snapshot: Snapshot,
+        if_none_match: str | None,
+    ) -> web.Response:
+        accepted = request.headers.getall("Accept-Encoding", [])
+        coding = negotiate_coding(",".join(accepted) if accepted else None)
+        if coding is None:
+            return problem(
+                406, "Not acceptable", "Accept-Encoding allows none of br, zstd, gzip, identity",
+                headers={"Vary": "Accept-Encoding"},
+            )  # fmt: skip
+        headers = {
+            "ETag": str(snapshot.tag(coding)),
+            "Cache-Control": namespace.cache.cache_control,
+            "CDN-Cache-Control": namespace.cache.cdn_cache_control,
+            "Vary": "Accept-Encoding",
+            **follow_headers(namespace, channel),
+        }
+        outcome = evaluate_if_none_match(if_none_match, snapshot.tag(coding))
+        if isinstance(outcome, NotModified):
+            self._snapshots.counters.not_modified += 1
+            return web.Response(status=304, headers={**headers, "ETag": str(outcome.tag)})
+        body = await self._snapshots.variant(
+            snapshot, coding, self._options.inline_compression_limit_bytes
+        )
+        if coding != "identity":
+            headers["Content-Encoding"] = coding
+        return web.Response(body=body, content_type="application/json", headers=headers)

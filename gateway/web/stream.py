@@ -1,0 +1,173 @@
+"""`GET /events`: opens streams on the hub."""
+
+import random
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from gateway.hub.hub import Hub
+from gateway.hub.tail import Tail
+from gateway.protocol.errors import InvalidField, StoreUnavailable
+from gateway.protocol.position import Position
+from gateway.protocol.selector import Selection, parse_selection
+from gateway.protocol.sse import encode_unavailable
+from gateway.web.event_stream import EventStream, ResponseConnection
+from gateway.web.problem import problem
+from gateway.web.request import Names, read_query
+
+_SINCE = re.compile(r"([0-9]{1,9})([smhd])", re.ASCII)
+_UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+@dataclass(frozen=True, slots=True)
+class StreamOptions:
+    """Bounds of streams."""
+
+    subscribers_limit: int = 10_000
+    selectors_limit: int = 100
+    buffer_limit_bytes: int = 64 * 1024
+    reach_seconds: float = 2.0
+    retry_ms: int = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """Where a stream is to begin: `position` None is now."""
+
+    position: Position | None = None
+    since: bool = False
+    malformed: str = ""
+
+
+class Streams:
+    """Handlers of `/events` and `/events/{channel}`."""
+
+    def __init__(
+        self, hub: Hub, tails: Mapping[str, Tail], names: Names, options: StreamOptions
+    ) -> None:
+        self.draining = False
+        self._hub = hub
+        self._tails = tails
+        self._names = names
+        self._options = options
+
+    async def get(self, request: web.Request) -> web.StreamResponse:
+        """Follow channels from a position on, until either side ends it."""
+        selection, start = self._read(request)
+        if request.method == "HEAD":
+            response = EventStream()
+            await response.prepare(request)
+            return response
+        tail = self._tails[selection.namespace]
+        reason = await self._not_ready(tail, start)
+        if reason:
+            return await self._unavailable(request, reason)
+        return await self._follow(request, tail, selection, start)
+
+    async def post(self, request: web.Request) -> web.StreamResponse:
+        """Refuse: publishing has its own path."""
+        channel = request.match_info.get("channel", "")
+        path = f"/publish/{channel}" if channel else "/publish"
+        return problem(
+            405, "Method not allowed", f"streams are read with GET; publish with POST {path}",
+            headers={"Allow": "GET, HEAD, OPTIONS"},
+        )  # fmt: skip
+
+    def _read(self, request: web.Request) -> tuple[Selection, _Start]:
+        channel = request.match_info.get("channel")
+        if channel is None:
+            selectors = request.query.getall("channel", [])
+            query = read_query(request, "last_event_id", "since", repeated=("channel",))
+        else:
+            selectors = [channel]
+            query = read_query(request, "last_event_id", "since")
+        if len(selectors) > self._options.selectors_limit:
+            rule = f"at most {self._options.selectors_limit} channels a stream"
+            raise InvalidField("channel", len(selectors), rule)
+        selection = parse_selection(
+            selectors, self._names.namespaces, limit_bytes=self._names.limit_bytes
+        )
+        self._names.open(selection.namespace)
+        return selection, _read_start(request, query)
+
+    async def _not_ready(self, tail: Tail, start: _Start) -> str:
+        """Return why a stream cannot be served just now, or nothing."""
+        if self.draining:
+            return "draining"
+        if self._hub.subscribers >= self._options.subscribers_limit:
+            return "overload"
+        if tail.mirror.life is None:
+            return "store"
+        if start.position is not None and not start.since:
+            try:
+                await tail.reach(start.position, self._options.reach_seconds)
+            except TimeoutError:
+                return "behind"
+            except StoreUnavailable:
+                return "store"
+        return ""
+
+    async def _unavailable(self, request: web.Request, reason: str) -> web.StreamResponse:
+        if "text/event-stream" not in request.headers.get("Accept", ""):
+            return problem(
+                503, "Unavailable", f"streams cannot be served now: {reason}",
+                {"reason": reason}, {"Retry-After": "1"},
+            )  # fmt: skip
+        # An EventSource never comes back after a 503; after this it does, spread over time.
+        response = EventStream()
+        await response.prepare(request)
+        retry_ms = self._options.retry_ms + random.randrange(self._options.retry_ms + 1)
+        await response.write(encode_unavailable(reason, retry_ms))
+        await response.write_eof()
+        return response
+
+    async def _follow(
+        self, request: web.Request, tail: Tail, selection: Selection, start: _Start
+    ) -> web.StreamResponse:
+        response = EventStream()
+        writer = await response.prepare(request)
+        transport = request.transport
+        if transport is None or writer is None:
+            return response  # Gone before it began.
+        connection = ResponseConnection(
+            response, writer, transport, self._options.buffer_limit_bytes
+        )
+        subscriber = self._hub.join(
+            connection, tail, selection, start.position,
+            since=start.since, malformed=start.malformed,
+        )  # fmt: skip
+        try:
+            await connection.serve(lambda: self._hub.writable(subscriber))
+            await response.write_eof()
+        except ConnectionError:
+            pass  # The reader left while the last bytes were on their way.
+        finally:
+            self._hub.leave(subscriber)
+        return response
+
+
+def _read_start(request: web.Request, query: Mapping[str, str]) -> _Start:
+    """Return where to begin: the header wins, as a browser sends it only when it comes back."""
+    header = request.headers.get("Last-Event-ID", "")
+    if "last_event_id" in query and "since" in query:
+        raise InvalidField("since", query["since"][:300], "stands in place of last_event_id")
+    start = _Start()
+    if "last_event_id" in query:
+        start = _Start(Position.parse(query["last_event_id"], "last_event_id"))
+    elif "since" in query:
+        match = _SINCE.fullmatch(query["since"])
+        if match is None:
+            raise InvalidField(
+                "since", query["since"][:300], "must be a span such as 30s, 5m, 2h, 1d"
+            )
+        span_ms = int(match[1]) * _UNIT_SECONDS[match[2]] * 1000
+        start = _Start(Position(max(0, int(time.time() * 1000) - span_ms), 0), since=True)
+    if header:
+        try:
+            return _Start(Position.parse(header, "Last-Event-ID"))
+        except InvalidField:
+            return _Start(malformed=header[:100])
+    return start

@@ -176,7 +176,6 @@ def _build_store(
 ) -> RedisStore:
     options = ConnectionOptions(
         connect_timeout_seconds=settings.store.connect_timeout_seconds,
-        command_timeout_seconds=settings.store.command_timeout_seconds,
         connections_limit=settings.store.connections_limit,
     )
     limits = StoreLimits(
@@ -195,7 +194,9 @@ def _stream_options(settings: Settings) -> StreamOptions:
         selectors_limit=settings.streams.selectors_limit,
         buffer_limit_bytes=settings.streams.buffer_limit_bytes,
         reach_seconds=settings.snapshots.wait_seconds,
+        write_timeout_seconds=settings.streams.write_timeout_seconds,
         retry_ms=settings.streams.retry_ms,
+        base_path=settings.base_path,
     )
 
 

@@ -26,10 +26,7 @@ Selectors = Annotated[
     list[str], typer.Argument(metavar="CHANNEL...", help="Channels, or wildcards: 'prefix/*'.")
 ]
 After = Annotated[
-    str,
-    typer.Option(
-        "--from", metavar="ID", help="Replay what came after this position, or `oldest`: all kept."
-    ),
+    str, typer.Option("--from", metavar="ID", help="Replay what came after this position.")
 ]
 Since = Annotated[
     str, typer.Option(metavar="AGE", help="Replay what came in the last 30s, 5m, 2h or 1d.")
@@ -41,7 +38,8 @@ Prefix = Annotated[
     str, typer.Argument(metavar="PREFIX", help="Only channels whose name begins with this.")
 ]
 
-OLDEST = "oldest"
+EVER = "3650d"
+_NOBODY = "~tail~"
 
 
 @command
@@ -60,7 +58,7 @@ def tail(
     if after and since:
         raise typer.BadParameter("give --from or --since, not both")
     if no_follow and not (after or since):
-        after = OLDEST
+        since = EVER
     asyncio.run(_tail(url, selectors, after, since, no_follow=no_follow, as_json=as_json))
 
 
@@ -73,11 +71,9 @@ async def _tail(
         notes.print(f"[yellow]{escape(printable(text))}[/]")
 
     async with GatewayClient(url) as client:
-        if after == OLDEST:
-            after = await _oldest(client, selectors)
         end = await _newest(client, selectors, note) if no_follow else None
         stream = client.follow(
-            selectors,
+            enveloping(selectors),
             after=after,
             since=since,
             on_reconnect=lambda reason: note(f"{reason}; reconnecting"),
@@ -90,14 +86,16 @@ async def _tail(
                     return
 
 
-async def _oldest(client: GatewayClient, selectors: list[str]) -> str:
-    """Return the oldest position that a stream of the selected channels resumes from."""
-    # Every namespace's life began after the origin, so asking for it is answered with a gap.
-    async with aclosing(client.follow(selectors, after=str(ORIGIN))) as blocks:
-        async for block in blocks:
-            if block.type == "gap" and block.data is not None:
-                return str(json.loads(block.data)["oldest"])
-    return ""
+def enveloping(selectors: list[str]) -> list[str]:
+    """Return selectors whose stream names the channel and key of each event.
+
+    A stream of one exact channel may carry its data bare. With another channel beside it, one
+    that nobody publishes to, it never does.
+    """
+    if len(set(selectors)) > 1 or selectors[0].endswith("/*"):
+        return selectors
+    first = selectors[0].partition("/")[0]
+    return [selectors[0], f"{first}/{_NOBODY}"]
 
 
 async def _newest(
@@ -123,9 +121,9 @@ async def _newest(
 
 def _print_block(block: Block, out: Console, note: Callable[[str], None], *, as_json: bool) -> None:
     data = block.data or ""
-    # Several channels share the stream, so each event stands in an envelope that names its own.
+    # Only events stand in envelopes; what the gateway itself says does not.
     if not data.startswith('{"channel":'):
-        note(notice(block.type, data))
+        note(notice(block))
         return
     if as_json:
         # Spliced, so that numbers stay spelled as they were published.
@@ -159,21 +157,21 @@ def _clock(position: Position) -> str:
     return f"{time.strftime('%H:%M:%S', time.localtime(seconds))}.{milliseconds:03}"
 
 
-def notice(kind: str, data: str) -> str:
+def notice(block: Block) -> str:
     """Return in words what the gateway itself says on a stream."""
     try:
-        said = json.loads(data)
+        said = json.loads(block.data or "")
     except ValueError:
         said = None
     if not isinstance(said, dict):
-        return f"{kind}: {data}"
+        return f"{block.type}: {block.data}"
     reason = said.get("reason", "no reason given")
-    if kind == "gap":
+    if block.type == "gap":
         return (
             f"gap ({reason}): events after {said.get('requested')} are gone,"
-            f" the stream goes on after {said.get('newest')}; oldest kept: {said.get('oldest')}"
+            f" the stream goes on after {block.id}; oldest kept: {said.get('oldest')}"
         )
-    return f"{kind} ({reason})"
+    return f"{block.type} ({reason})"
 
 
 @command

@@ -21,6 +21,9 @@ Figures = dict[str, dict[str, float]]
 """Channel → its fields; each field's name ends in its unit."""
 
 _COUNTER_SUFFIX = "_total"
+_BYTES_SUFFIX = "_bytes"
+_COUNT_FIELDS = ("total", "per_second")
+_BYTES_FIELDS = ("total_bytes", "bytes_per_second")
 
 
 async def publish_host_figures(publish: Publish, *, interval_seconds: float = 1.0) -> None:
@@ -42,8 +45,9 @@ async def publish_gateway_figures(
 ) -> None:
     """Publish what `read` returns, one channel `gateway/<name>` per figure; run until cancelled.
 
-    A figure `<name>_total` is a counter: its channel `gateway/<name>` carries `total` and
-    `per_second`. Any other is a gauge: its channel carries `value`.
+    A figure `<name>_total` is a counter: its channel carries `total` and `per_second`. Any other
+    is a gauge: its channel carries `value`. A name that ends in `_bytes` gives that to the fields
+    instead: `memory_bytes` is `bytes` on `gateway/memory`.
     """
     previous, then = read(), time.monotonic()
     async for now in _ticks(interval_seconds):
@@ -57,13 +61,16 @@ def gateway_figures(
 ) -> Figures:
     """Return the figures of the `gateway/…` channels between two readings."""
     figures: Figures = {}
-    for name, value in current.items():
-        if name.endswith(_COUNTER_SUFFIX):
-            per_second = rate(previous.get(name, value), value, elapsed_seconds)
-            channel = f"gateway/{name.removesuffix(_COUNTER_SUFFIX)}"
-            figures[channel] = {"total": value, "per_second": per_second}
+    for full_name, value in current.items():
+        name = full_name.removesuffix(_COUNTER_SUFFIX)
+        channel = f"gateway/{name.removesuffix(_BYTES_SUFFIX)}"
+        in_bytes = name.endswith(_BYTES_SUFFIX)
+        if name == full_name:
+            figures[channel] = {"bytes" if in_bytes else "value": round(value, 3)}
         else:
-            figures[f"gateway/{name}"] = {"value": round(value, 3)}
+            per_second = rate(previous.get(full_name, value), value, elapsed_seconds)
+            total, speed = _BYTES_FIELDS if in_bytes else _COUNT_FIELDS
+            figures[channel] = {total: value, speed: per_second}
     return figures
 
 

@@ -250,7 +250,7 @@ def test_an_event_shows_its_time() -> None:
 def test_what_the_gateway_says_on_a_stream_is_put_in_words(
     kind: str, data: str, words: str
 ) -> None:
-    assert cli_read.notice(kind, data) == words
+    assert cli_read.notice(Block("9-0", kind, data)) == words
 
 
 @pytest.mark.parametrize(

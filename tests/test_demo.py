@@ -146,6 +146,15 @@ def test_a_gateway_gauge_carries_its_value() -> None:
     }
 
 
+def test_gateway_figures_in_bytes_say_so_in_their_fields() -> None:
+    before = {"delivered_bytes_total": 0.0, "memory_bytes": 1.0}
+    after = {"delivered_bytes_total": 4096.0, "memory_bytes": 2.0}
+    assert gateway_figures(before, after, 2.0) == {
+        "gateway/delivered": {"total_bytes": 4096.0, "bytes_per_second": 2048.0},
+        "gateway/memory": {"bytes": 2.0},
+    }
+
+
 async def test_gateway_figures_are_published_as_they_are_read() -> None:
     channels = Channels()
     counted = iter(range(0, 1_000_000, 10))

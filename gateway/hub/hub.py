@@ -86,7 +86,7 @@ class Hub:
         """
         mirror = tail.mirror
         subscription = self._subscriptions.get(selection) or self._open(selection, mirror, tail)
-        start = mirror.tailed if position is None else position
+        start = mirror.head if position is None else position
         subscriber = Subscriber(connection, subscription, start, since)
         subscription.behind.add(subscriber)
         self.subscribers += 1
@@ -256,7 +256,7 @@ class Hub:
             # Nothing that a span of time could mean lies before the namespace began.
             subscriber.position = mirror.life.floor
             return True
-        resumed = verdict.oldest if subscriber.since else mirror.tailed
+        resumed = verdict.oldest if subscriber.since else mirror.head
         self.counters.gaps += 1
         subscriber.position = resumed
         takes_more = self._write(

@@ -1,8 +1,9 @@
 """A namespace as this worker has tailed it: index, life and rings; awaits only ring reads."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import merge
+from itertools import islice
 from operator import attrgetter
 
 from gateway.protocol.event import Event
@@ -11,7 +12,7 @@ from gateway.protocol.namespace import Namespace
 from gateway.protocol.position import ORIGIN, Position
 from gateway.protocol.ring import Entry, Ring
 from gateway.protocol.selector import Selection
-from gateway.store.scripts import ChannelContents, IndexEntry
+from gateway.store.scripts import ChannelContents, IndexEntry, last_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,20 +41,31 @@ Verdict = Resumable | NeedsRings | Missing
 class Mirror:
     """The worker's copy of one namespace, current up to `tailed`.
 
+    `head` is the newest position that one may go on from: `tailed`, or the end of a cut after it.
+    `clock` is the newest that the store is known to have given out.
+
     The index holds every channel of the namespace (bounded by its channels_limit); rings are
-    kept for the channels used last, within `limit_bytes`.
+    kept for the channels used last, within `limit_bytes` and one ring more.
     """
 
     def __init__(self, namespace: Namespace, limit_bytes: int) -> None:
         self.namespace = namespace
         self.life: Life | None = None
         self.tailed = ORIGIN
+        self.head = ORIGIN
         self.clock = ORIGIN
         self.index: dict[str, IndexEntry] = {}
         self.restarts = 0
         self.size_bytes = 0
         self._limit_bytes = limit_bytes
         self._rings: dict[str, Ring] = {}
+        # What complete rings took up when they were evicted; at most one entry to a channel.
+        self._evicted_bytes: dict[str, int] = {}
+
+    @property
+    def full(self) -> bool:
+        """Whether the rings take more than their limit even after the last eviction."""
+        return self.size_bytes > self._limit_bytes
 
     # -- what the tail brings -----------------------------------------------------------------
 
@@ -61,11 +73,13 @@ class Mirror:
         """Begin anew at the bus's end: the history is another one, or a part went by unseen."""
         self.life = life
         self.tailed = life.last
-        self.clock = life.clock
+        # Past the last event the clock moves only with a cut or an epoch: nothing lies between.
+        self.head = self.clock = life.clock
         self.index = dict(index)
         self.restarts += 1
         self.size_bytes = 0
         self._rings.clear()
+        self._evicted_bytes.clear()
 
     def take(self, events: Iterable[Event]) -> list[Entry]:
         """Take in the namespace's next events and return their entries, frames not yet made."""
@@ -83,15 +97,22 @@ class Mirror:
             known = self.index.get(channel)
             if known is None or known.last < event.id:
                 self.index[channel] = IndexEntry(event.id, event.deletion)
-            self.tailed = event.id
+            self.tailed = self.head = event.id
         self.clock = max(self.clock, self.tailed)
         self._evict()
         return entries
 
-    def add_ring(self, channel: str, contents: ChannelContents, read_after: Position) -> bool:
+    def add_ring(
+        self,
+        channel: str,
+        contents: ChannelContents,
+        read_after: Position,
+        keep: Container[str] = (),
+    ) -> bool:
         """Put a ring into memory that was read from the store after `read_after` was tailed.
 
-        Returns False when what the tail brought since then does not meet it: read again.
+        Rings of `keep` are not evicted for it. Returns False when what the tail brought since
+        then does not meet it: read again.
         """
         ring = self._rings.get(channel)
         if ring is None:
@@ -99,14 +120,19 @@ class Mirror:
             if known is not None and known.last > read_after:
                 return False
             ring = self._rings[channel] = self._new_ring(read_after)
+        elif not ring.complete and last_of(contents) < ring.resumable_from:
+            # It was dropped and begun again while the store was read: events lie between.
+            return False
         before = ring.size_bytes
         if contents.ring:
             first = contents.ring[0].prev
         else:
-            first = contents.index.last if contents.index else ORIGIN
+            first = last_of(contents)
         ring.backfill(contents.ring, first)
         self.size_bytes += ring.size_bytes - before
-        self._evict(keep=channel)
+        self._evicted_bytes.pop(channel, None)
+        self.ring(channel)
+        self._evict(keep)
         return True
 
     def _new_ring(self, resumable_from: Position) -> Ring:
@@ -118,13 +144,20 @@ class Mirror:
             age_ms=rules.ring_age_seconds * 1000,
         )
 
-    def _evict(self, keep: str = "") -> None:
-        while self.size_bytes > self._limit_bytes and len(self._rings) > 1:
-            channel = next(iter(self._rings))
-            if channel == keep:
-                self.ring(channel)
-            else:
-                self.size_bytes -= self._rings.pop(channel).size_bytes
+    def _evict(self, keep: Container[str] = ()) -> None:
+        """Drop the rings used longest ago, but neither `keep` nor the one used last."""
+        size, victims = self.size_bytes, []
+        for channel, ring in islice(self._rings.items(), len(self._rings) - 1):
+            if size <= self._limit_bytes:
+                break
+            if channel not in keep:
+                victims.append(channel)
+                size -= ring.size_bytes
+        for channel in victims:
+            ring = self._rings.pop(channel)
+            if ring.complete:
+                self._evicted_bytes[channel] = ring.size_bytes
+        self.size_bytes = size
 
     def ring(self, channel: str) -> Ring | None:
         """Return a channel's ring and count it as used."""
@@ -152,14 +185,16 @@ class Mirror:
         """Tell whether a stream of `selection` can go on after `position` without a hole."""
         assert self.life is not None
         if position > self.clock:
-            return Missing("unknown", self.tailed)
+            return Missing("unknown", self.head)
         if position < self.life.floor:
             return Missing("evicted", self.life.floor)
         if not self.life.vouches_for(position):
-            return Missing("restored", self.tailed)
-        oldest, reason, unread = position, "", []
+            return Missing("restored", self.head)
+        oldest, reason, unread, size, rings = position, "", [], 0, 0
         for channel in self.moved_since(selection, position):
             ring = self.ring(channel)
+            rings += 1
+            size += max(ring.size_bytes if ring else 0, self._evicted_bytes.get(channel, 0))
             if ring is None or (position < ring.resumable_from and not ring.complete):
                 unread.append(channel)
             elif position < ring.resumable_from:
@@ -167,6 +202,9 @@ class Mirror:
                 reason = "deleted" if self.index[channel].deleted else "evicted"
         if reason:
             return Missing(reason, oldest)
+        if unread and rings > 1 and size > self._limit_bytes:
+            # They would push each other out for ever.
+            return Missing("too_large", self.head)
         return NeedsRings(unread) if unread else Resumable()
 
     def entries_after(

@@ -20,32 +20,41 @@ class RingReader:
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def read(self, tail: Tail, channels: Sequence[str]) -> None:
-        """Return when each channel's ring is in the mirror, complete.
+        """Return when each channel's ring is in the mirror, complete, or the mirror is full.
 
-        Raises StoreUnavailable.
+        At least one of them is there then. Raises StoreUnavailable.
         """
         mirror = tail.mirror
         # Whoever waited for a turn finds most of its rings read.
         async with self._turns[mirror.namespace.name]:
-            while missing := [name for name in channels if not _complete(mirror, name)]:
-                if not await self._read_some(mirror, missing[:_CHANNELS]):
-                    await tail.changed()
+            while True:
+                kept = {name for name in channels if _complete(mirror, name)}
+                missing = [name for name in channels if name not in kept]
+                if not missing or (kept and mirror.full):
+                    return
+                await self._read_some(tail, missing[:_CHANNELS], kept)
 
-    async def _read_some(self, mirror: Mirror, channels: Sequence[str]) -> bool:
-        """Read a few rings; return False when one of them must wait for the tail."""
+    async def _read_some(self, tail: Tail, channels: Sequence[str], kept: set[str]) -> None:
+        """Read a few rings; waits for the tail when it must come further before they fit in."""
+        mirror = tail.mirror
         restarts, tailed = mirror.restarts, mirror.tailed
         life, contents, _ = await self._store.read(mirror.namespace.name, channels, "ring")
         self.reads += len(channels)
         if mirror.restarts != restarts:
-            return True  # The mirror began anew meanwhile: read again.
+            return  # The mirror began anew meanwhile: read again.
         assert mirror.life is not None
-        if not life.same_history(mirror.life):
-            return False
-        added = [
-            mirror.add_ring(name, content, tailed)
-            for name, content in zip(channels, contents, strict=True)
-        ]
-        return all(added)
+        behind = not life.same_history(mirror.life)
+        if not behind:
+            for name, content in zip(channels, contents, strict=True):
+                if kept and mirror.full:
+                    return
+                if mirror.add_ring(name, content, tailed, kept):
+                    kept.add(name)
+                else:
+                    behind = True
+        # What was tailed during the read is here already, and the next read will meet it.
+        if behind and mirror.tailed == tailed:
+            await tail.changed()
 
 
 def _complete(mirror: Mirror, channel: str) -> bool:

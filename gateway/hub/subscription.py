@@ -94,7 +94,7 @@ class Subscription:
             reason=reason,
             requested=requested,
             oldest=oldest,
-            newest=self.mirror.tailed,
+            newest=self.mirror.head,
             snapshots=[self.snapshots + name for name in names[:SNAPSHOTS_NAMED]],
             more=len(names) > SNAPSHOTS_NAMED,
         )

@@ -81,9 +81,9 @@ class Tail:
         # The life first: what the index knows then reaches at least to its last position.
         life = await self._store.greet(self._name)
         index = {name: entry async for name, entry in self._store.scan_index(self._name)}
-        before = self.mirror.tailed
+        before = self.mirror.head
         self.mirror.restart(life, index)
-        self._store.observe(self._name, life.last)
+        self._store.observe(self._name, life.clock)
         for listener in self._listeners:
             listener.restart(self.mirror, before)
         self._announce()
@@ -131,7 +131,7 @@ class Tail:
         Returns False when the store never gave such a position out. Raises TimeoutError when
         the tail does not come that far in time, StoreUnavailable when the store cannot be asked.
         """
-        if position <= self.mirror.tailed:
+        if position <= self.mirror.head:
             return True
         async with asyncio.timeout(timeout_seconds):
             life = await self._settled()

@@ -1,12 +1,14 @@
 """Publish requests as bytes: one event, or a batch of lines; every line is checked."""
 
-from collections.abc import Container
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from gateway.protocol.channel import CHANNEL_LIMIT_BYTES, check_channel, namespace_of
 from gateway.protocol.errors import InvalidBatch, InvalidField, TooLarge
-from gateway.protocol.event import NewEvent, check_token
+from gateway.protocol.event import NewEvent, check_token, check_type
 from gateway.protocol.json_value import dump_json, parse_json
+from gateway.protocol.namespace import Namespace
+from gateway.protocol.state import check_foldable
 
 _FIELDS = frozenset({"channel", "data", "type", "key", "idempotency_key"})
 _IDEMPOTENCY_KEY_LIMIT_BYTES = 255
@@ -69,12 +71,13 @@ def _is_json(body: bytes, text: str, content_type: str) -> bool:
 
 
 def parse_batch(
-    body: bytes, declared: Container[str], limits: PublishLimits
+    body: bytes, namespaces: Mapping[str, Namespace], limits: PublishLimits
 ) -> tuple[str, list[NewEvent], list[int]]:
     """Return a batch's namespace, its events, and the line of each, counted from 1.
 
     A line is `{"channel", "data", "type", "key", "idempotency_key"}`, the first two needed;
-    blank lines are passed over. `data` is text when it is a string, else a JSON value.
+    blank lines are passed over. `data` is text when it is a string, else a JSON value. The
+    namespace's reducer must be able to take each.
     Raises InvalidBatch naming each bad line, TooLarge when the whole is too large.
     """
     if len(body) > limits.batch_bytes:
@@ -88,11 +91,12 @@ def parse_batch(
             continue
         try:
             event = _parse_line(raw, limits)
-            own = namespace_of(event.channel, declared)
+            own = namespace_of(event.channel, namespaces)
             namespace = namespace or own
             if own != namespace:
                 rule = f"is in namespace {own}, the batch in {namespace}: one namespace a batch"
                 raise InvalidField("channel", event.channel, rule)
+            check_foldable(event, namespaces[own].reducer)
             events.append(event)
             lines.append(number)
         except InvalidField as error:
@@ -116,7 +120,9 @@ def _parse_line(raw: bytes, limits: PublishLimits) -> NewEvent:
         raise InvalidField("line", _excerpt(raw), 'must be an object {"channel", "data", …}')
     for name in line:
         if name not in _FIELDS:
-            raise InvalidField(name, None, f"is unknown; a line has {', '.join(sorted(_FIELDS))}")
+            raise InvalidField(
+                name[:100], None, f"is unknown; a line has {', '.join(sorted(_FIELDS))}"
+            )
     texts = {}
     for name in ("channel", "type", "key", "idempotency_key"):
         value = line.get(name, "")
@@ -141,7 +147,7 @@ def _line_data(value: object) -> tuple[bytes, bool]:
 
 
 def _check_names(type: str, key: str, idempotency_key: str, limits: PublishLimits) -> None:
-    check_token(type, "type", limits.type_bytes)
+    check_type(type, limits.type_bytes)
     check_token(key, "key", limits.key_bytes)
     check_token(idempotency_key, "idempotency_key", _IDEMPOTENCY_KEY_LIMIT_BYTES)
 

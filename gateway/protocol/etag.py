@@ -75,10 +75,6 @@ class SnapshotTag:
             other.digest,
         )
 
-    def is_newer_than(self, other: "SnapshotTag") -> bool:
-        """Tell whether both are of one epoch and this one is true at a later position."""
-        return self.epoch == other.epoch and self.position > other.position
-
 
 @dataclass(frozen=True, slots=True)
 class Proceed:
@@ -120,12 +116,14 @@ def parse_entity_tags(header: str, field: str = "If-None-Match") -> AnyTag | lis
     return tags
 
 
-def evaluate_if_none_match(header: str | None, current: SnapshotTag) -> Proceed | NotModified:
+def evaluate_if_none_match(
+    header: str | None, current: SnapshotTag, reached: Position | None = None
+) -> Proceed | NotModified:
     """Tell whether a GET or HEAD with this `If-None-Match` needs an answer in full.
 
-    Whoever holds a newer snapshot of the same epoch keeps it: a worker that is behind must not
-    take a cache back in time. A header that breaks the grammar is no condition: a full answer
-    is right for everybody.
+    `reached` is the last position that this worker knows of. Whoever holds a snapshot from
+    beyond it keeps that one, as a worker that is behind must not take a cache back in time.
+    A header that breaks the grammar is no condition: a full answer is right for everybody.
     """
     named = _named(header)
     if isinstance(named, AnyTag):
@@ -135,7 +133,7 @@ def evaluate_if_none_match(header: str | None, current: SnapshotTag) -> Proceed 
         for tag in named
         # Weak comparison, as RFC 9110 13.1.2 demands: W/ makes no difference.
         if (snapshot := SnapshotTag.parse(tag.opaque)) is not None
-        and (snapshot.is_variant_of(current) or snapshot.is_newer_than(current))
+        and (snapshot.is_variant_of(current) or _is_beyond(snapshot, current.epoch, reached))
     ]
     if not held:
         return Proceed()
@@ -153,6 +151,10 @@ def positions_named(header: str | None, epoch: str) -> Position | None:
         return None
     snapshots = (SnapshotTag.parse(tag.opaque) for tag in named)
     return max((tag.position for tag in snapshots if tag and tag.epoch == epoch), default=None)
+
+
+def _is_beyond(tag: SnapshotTag, epoch: str, reached: Position | None) -> bool:
+    return reached is not None and tag.epoch == epoch and tag.position > reached
 
 
 def _named(header: str | None) -> AnyTag | list[EntityTag]:

@@ -7,6 +7,9 @@ from gateway.protocol.position import Position
 
 _FORBIDDEN = ("\r", "\n", "\0")
 
+RESERVED_TYPES = frozenset({"gap", "unavailable", "reset", "end"})
+"""Types of the gateway's own events: a reader could not tell a publisher's from them."""
+
 
 @dataclass(frozen=True, slots=True)
 class NewEvent:
@@ -53,3 +56,11 @@ def check_token(value: str, field: str, limit_bytes: int) -> str:
     if size > limit_bytes:
         raise LimitExceeded(field, value[:300], f"must be at most {limit_bytes} bytes")
     return value
+
+
+def check_type(value: str, limit_bytes: int) -> str:
+    """Return an event's type unchanged; as check_token, and InvalidField for a reserved one."""
+    if value in RESERVED_TYPES:
+        rule = f"is reserved for the gateway's own events: {', '.join(sorted(RESERVED_TYPES))}"
+        raise InvalidField("type", value, rule)
+    return check_token(value, "type", limit_bytes)

@@ -114,6 +114,7 @@ class Snapshots:
             else:
                 kept.fold(entry.event)
                 self._count(kept)
+        self._evict()
 
     def restart(self, mirror: Mirrored, before: Position) -> None:
         """Forget the namespace's states: their history is another one now."""
@@ -129,6 +130,10 @@ class Snapshots:
         self._size_bytes += size - kept.counted_bytes
         kept.counted_bytes = size
 
+    def _evict(self) -> None:
+        while self._size_bytes > self._limit_bytes and len(self._kept) > 1:
+            self._drop(next(iter(self._kept)))
+
     # -- what readers ask ---------------------------------------------------------------------
 
     async def get(
@@ -138,13 +143,15 @@ class Snapshots:
 
         Raises UnknownChannel, StoreUnavailable.
         """
-        if not tail.mirror.exists(channel):
-            raise UnknownChannel(channel)
-        kept = self._kept.pop(channel, None)
-        if kept is None:
-            return self._render(tail.mirror, channel, await self._load(tail, channel), at_least)
-        self._kept[channel] = kept  # Now the most recently used.
-        return self._render(tail.mirror, channel, kept, at_least)
+        while True:
+            if not tail.mirror.exists(channel):
+                raise UnknownChannel(channel)
+            kept = self._kept.pop(channel, None)
+            if kept is not None:
+                self._kept[channel] = kept  # Now the most recently used.
+                return self._render(tail.mirror, channel, kept, at_least)
+            # Not used as it comes: its history may end between the load's end and our turn.
+            await self._load(tail, channel)
 
     def _render(
         self, mirror: Mirrored, channel: str, kept: _Kept, at_least: Position | None
@@ -164,13 +171,17 @@ class Snapshots:
         snapshot = Snapshot(channel, position, life.epoch, kept.state.value(), now)
         kept.snapshot = snapshot
         self._count(kept)
-        while self._size_bytes > self._limit_bytes and len(self._kept) > 1:
-            self._drop(next(iter(self._kept)))
+        self._evict()
         return snapshot
 
     async def variant(self, snapshot: Snapshot, coding: str, inline_limit_bytes: int) -> bytes:
         """Return the snapshot's body in one content coding."""
-        return await snapshot.variant(coding, inline_limit_bytes, self._made)
+        body = await snapshot.variant(coding, inline_limit_bytes, self._made)
+        kept = self._kept.get(snapshot.channel)
+        if kept is not None and kept.snapshot is snapshot:
+            self._count(kept)
+            self._evict()
+        return body
 
     def _made(self) -> None:
         self.counters.variants += 1

@@ -21,6 +21,7 @@ class Snapshot:
     ) -> None:
         document = {"channel": channel, "id": str(position), "epoch": epoch, "state": state}
         body = orjson.dumps(document)
+        self.channel = channel
         self.position = position
         self.epoch = epoch
         self.rendered_at = rendered_at

@@ -1,10 +1,11 @@
 """Connections to Redis that know which run of the server they reached; no commands of ours."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 from weakref import WeakKeyDictionary
 
 from redis.asyncio import BlockingConnectionPool, RedisCluster
@@ -13,7 +14,7 @@ from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
+from redis.exceptions import RedisClusterException, RedisError
 
 from gateway.protocol.errors import StoreRefused, StoreUnavailable
 
@@ -45,18 +46,23 @@ class ConnectionOptions:
     """Limits of the connections to Redis."""
 
     connect_timeout_seconds: float = 5.0
-    command_timeout_seconds: float = 10.0
     connections_limit: int = 64
 
     def keywords(self) -> dict[str, Any]:
         """Return redis-py's names for them. It never retries: a publish must not run twice."""
         return {
             "socket_connect_timeout": self.connect_timeout_seconds,
-            "socket_timeout": self.command_timeout_seconds,
-            "retry": Retry(NoBackoff(), 0),
+            # Bounded by the store instead: redis-py would send through asyncio.wait_for, which
+            # in Python 3.11 loses a cancellation that comes as the send completes.
+            "socket_timeout": None,
+            "retry": _no_retry(),
             "redis_connect_func": _on_connect,
             "protocol": 2,
         }
+
+
+def _no_retry() -> Retry:
+    return Retry(NoBackoff(), 0)
 
 
 class Server(Protocol):
@@ -75,8 +81,9 @@ class Server(Protocol):
 class SingleServer:
     """One Redis, by URL, or the master that a sentinel names."""
 
-    def __init__(self, pool: ConnectionPool) -> None:
+    def __init__(self, pool: ConnectionPool, sentinel: Sentinel | None = None) -> None:
         self._pool = pool
+        self._sentinel = sentinel
 
     async def pool(self, namespace: str) -> ConnectionPool:
         return self._pool
@@ -86,6 +93,8 @@ class SingleServer:
 
     async def aclose(self) -> None:
         await self._pool.aclose()
+        if self._sentinel is not None:
+            await self._sentinel.aclose()
 
 
 class ClusterServer:
@@ -96,15 +105,12 @@ class ClusterServer:
         self._options = options
         self._cluster: RedisCluster | None = None
         self._pools: dict[str, ConnectionPool] = {}
+        self._seen: list[tuple[str, int]] = []
+        self._turn = asyncio.Lock()
 
     async def pool(self, namespace: str) -> ConnectionPool:
-        if self._cluster is None:
-            cluster = RedisCluster.from_url(
-                self._url, socket_connect_timeout=self._options.connect_timeout_seconds
-            )
-            await cluster.initialize()
-            self._cluster = cluster
-        node = self._cluster.get_node_from_key(f"sg:{{{namespace}}}:meta")
+        cluster = await self._topology()
+        node = cluster.get_node_from_key(f"sg:{{{namespace}}}:meta")
         if node is None:
             raise RedisConnectionError(f"no node of the cluster serves namespace {namespace}")
         if node.name not in self._pools:
@@ -112,22 +118,46 @@ class ClusterServer:
             login = f"{parts.netloc.rpartition('@')[0]}@" if "@" in parts.netloc else ""
             host = f"[{node.host}]" if ":" in node.host else node.host
             self._pools[node.name] = BlockingConnectionPool.from_url(
-                f"{parts.scheme}://{login}{host}:{node.port}",
+                f"{parts.scheme}://{login}{host}:{node.port}?{parts.query}",
                 max_connections=self._options.connections_limit,
                 **self._options.keywords(),
             )
         return self._pools[node.name]
 
+    async def _topology(self) -> RedisCluster:
+        async with self._turn:
+            if self._cluster is None:
+                seconds = self._options.connect_timeout_seconds
+                cluster = RedisCluster.from_url(
+                    self._url, socket_connect_timeout=seconds, socket_timeout=seconds
+                )
+                # The node of the URL may be the one that died: ask those it named, too.
+                await cluster.initialize(additional_startup_nodes_info=self._seen)
+                self._cluster = cluster
+                nodes = {node.name: (node.host, int(node.port)) for node in cluster.get_nodes()}
+                self._seen = list(nodes.values())
+                for name in self._pools.keys() - nodes.keys():
+                    await self._pools.pop(name).aclose()
+            return self._cluster
+
     async def forget(self) -> None:
-        pools, self._pools = self._pools, {}
+        # Connections stay: those to other nodes have commands under way.
         cluster, self._cluster = self._cluster, None
-        for pool in pools.values():
-            await pool.aclose()
         if cluster is not None:
             await cluster.aclose()
 
     async def aclose(self) -> None:
         await self.forget()
+        pools, self._pools = self._pools, {}
+        for pool in pools.values():
+            await pool.aclose()
+
+
+class _SentinelPool(SentinelConnectionPool, BlockingConnectionPool):
+    """Connections to the master that a sentinel names; whoever finds none free waits."""
+
+    def __init__(self, service: str, sentinel: Sentinel, **keywords: Any) -> None:
+        super().__init__(service, sentinel, **keywords)  # type: ignore[no-untyped-call]
 
 
 def open_server(url: str, options: ConnectionOptions) -> Server:
@@ -147,7 +177,7 @@ def open_server(url: str, options: ConnectionOptions) -> Server:
         if kind == "cluster":
             return ClusterServer(f"{plain}://{rest}", options)
         if kind == "sentinel":
-            return SingleServer(_sentinel_pool(plain, rest, options))
+            return _sentinel_server(plain, rest, options)
         pool: ConnectionPool = BlockingConnectionPool.from_url(
             url, max_connections=options.connections_limit, **options.keywords()
         )
@@ -156,7 +186,7 @@ def open_server(url: str, options: ConnectionOptions) -> Server:
     return SingleServer(pool)
 
 
-def _sentinel_pool(scheme: str, rest: str, options: ConnectionOptions) -> ConnectionPool:
+def _sentinel_server(scheme: str, rest: str, options: ConnectionOptions) -> SingleServer:
     parts = urlsplit(f"//{rest}")
     service = parts.path.strip("/")
     if not service:
@@ -167,18 +197,27 @@ def _sentinel_pool(scheme: str, rest: str, options: ConnectionOptions) -> Connec
         host, _, port = address.rpartition(":")
         addresses.append((host or address, int(port) if host else 26379))
     user, _, password = login.partition(":")
-    sentinel = Sentinel(addresses, socket_timeout=options.connect_timeout_seconds)
+    seconds = options.connect_timeout_seconds
+    sentinel = Sentinel(
+        addresses,
+        sentinel_kwargs={
+            "socket_timeout": seconds,
+            "socket_connect_timeout": seconds,
+            "retry": _no_retry(),
+        },
+    )
     database = parse_qs(parts.query).get("db", ["0"])[0]
-    return SentinelConnectionPool(
+    pool = _SentinelPool(
         service,
         sentinel,
         ssl=scheme == "rediss",
         db=int(database),
-        username=user or None,
-        password=password or None,
+        username=unquote(user) or None,
+        password=unquote(password) or None,
         max_connections=options.connections_limit,
         **options.keywords(),
     )
+    return SingleServer(pool, sentinel)
 
 
 def _without_password(url: str) -> str:
@@ -188,17 +227,22 @@ def _without_password(url: str) -> str:
 
 
 @asynccontextmanager
-async def borrow(server: Server, namespace: str) -> AsyncIterator[AbstractConnection]:
+async def borrow(
+    server: Server, namespace: str, timeout_seconds: float
+) -> AsyncIterator[AbstractConnection]:
     """Lend a live connection to the namespace's shard.
 
     It is closed, not given back, when the block ends early: an unread reply must not be read
     as the next command's. Raises StoreUnavailable when none can be had.
     """
     try:
-        pool = await server.pool(namespace)
-        connection = await pool.get_connection()
-    except (RedisError, OSError) as error:
-        raise StoreUnavailable(f"redis: {error}") from error
+        async with asyncio.timeout(timeout_seconds):
+            pool = await server.pool(namespace)
+            connection = await pool.get_connection()
+    except (RedisError, RedisClusterException, OSError) as error:
+        # The node may be gone for good, and another one the master now.
+        await server.forget()
+        raise StoreUnavailable(f"redis: {str(error) or 'no connection in time'}") from error
     try:
         yield connection
     except BaseException:

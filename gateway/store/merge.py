@@ -2,16 +2,19 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from gateway.protocol.errors import (
     GatewayError,
     IdempotencyConflict,
+    InvalidField,
     LimitExceeded,
     MergeContention,
     OutcomeUnknown,
     PositionMismatch,
+    StoreRefused,
+    StoreUnavailable,
 )
 from gateway.protocol.event import NewEvent
 from gateway.protocol.json_value import dump_json, parse_json
@@ -22,6 +25,8 @@ from gateway.store.scripts import ChannelContents, digest_event, last_of, parse_
 
 _ATTEMPTS = 100  # Every failed one means that another worker's publish succeeded meanwhile.
 _GROUP_EVENTS = 10_000
+_GROUP_BYTES = 8 * 1024 * 1024
+_CONCERNS_ALL = (StoreUnavailable, StoreRefused, MergeContention)
 
 
 @dataclass(slots=True, eq=False)
@@ -56,20 +61,28 @@ class MergeLane:
         self._store = store
         self._namespace = namespace
         self._limit_bytes = store.namespaces[namespace].state_limit_bytes
-        self._turn = asyncio.Lock()
         self._waiting: deque[_Job] = deque()
+        # Ends when nobody waits. A caller that leaves must not interrupt what it shares.
+        self._work: asyncio.Task[None] | None = None
 
     async def publish(self, call: PublishCall) -> list[Stored]:
         """Store one call's events; as RedisStore.publish, and MergeContention when others win."""
         job = _Job(call, asyncio.get_running_loop().create_future())
         self._waiting.append(job)
-        async with self._turn:
-            while not job.answer.done():
-                await self._round()
-        return job.answer.result()
+        if self._work is None:
+            self._work = asyncio.create_task(self._rounds())
+        return await job.answer
 
-    async def _round(self) -> None:
-        jobs = self._next_jobs()
+    async def _rounds(self) -> None:
+        try:
+            while self._waiting:
+                await self._round(self._next_jobs())
+        finally:
+            self._work = None
+            self._fail(self._waiting, OutcomeUnknown("the publish was interrupted"))
+            self._waiting.clear()
+
+    async def _round(self, jobs: list[_Job]) -> None:
         try:
             for _ in range(_ATTEMPTS):
                 jobs = [job for job in jobs if not job.answer.done()]
@@ -80,13 +93,19 @@ class MergeLane:
                     continue
             raise MergeContention(f"namespace {self._namespace}: other workers kept changing it")
         except GatewayError as error:
-            self._fail(jobs, error)
+            left = [job for job in jobs if not job.answer.done()]
+            if len(left) < 2 or isinstance(error, _CONCERNS_ALL):
+                self._fail(left, error)
+                return
+            # One of them was refused, and nothing is stored: each for itself.
+            for job in left:
+                await self._round([job])
         except BaseException:
             self._fail(jobs, OutcomeUnknown("the publish was interrupted"))
             raise
 
     @staticmethod
-    def _fail(jobs: Sequence[_Job], error: GatewayError) -> None:
+    def _fail(jobs: Iterable[_Job], error: GatewayError) -> None:
         for job in jobs:
             if not job.answer.done():
                 job.answer.set_exception(error)
@@ -97,25 +116,30 @@ class MergeLane:
         tokens: set[str] = set()
         channels: set[str] = set()
         publishers: set[str] = set()
-        events = 0
+        events = size = 0
         while self._waiting:
             call = self._waiting[0].call
+            bytes_of_call = sum(len(event.data) for event in call.events)
             mine = {event.idempotency_key for event in call.events if event.idempotency_key}
             named = {event.channel for event in call.events}
             # A repeated token, or If-Match on a channel that the round changes, must see the
             # outcome of what came before it.
             waits = bool(mine & tokens) or bool(call.if_match and named & channels)
             other = bool(publishers) and call.publisher not in publishers
-            if jobs and (waits or other or events + len(call.events) > _GROUP_EVENTS):
+            full = events + len(call.events) > _GROUP_EVENTS or size + bytes_of_call > _GROUP_BYTES
+            if jobs and (waits or other or full):
                 break
             jobs.append(self._waiting.popleft())
             tokens |= mine
             channels |= named
             publishers.add(call.publisher)
             events += len(call.events)
+            size += bytes_of_call
         return jobs
 
     async def _store_jobs(self, jobs: list[_Job]) -> None:
+        if not jobs:
+            return
         events = [event for job in jobs for event in job.call.events]
         channels = list({event.channel: None for event in events})
         tokens = list({e.idempotency_key: None for e in events if e.idempotency_key})
@@ -129,7 +153,7 @@ class MergeLane:
             try:
                 answers.append((job, self._fold(job, group)))
             except GatewayError as error:
-                job.answer.set_exception(error)
+                self._fail([job], error)
         positions: list[Stored] = []
         if group.events:
             states = {
@@ -139,8 +163,9 @@ class MergeLane:
             call = PublishCall(group.events, publisher=publisher, states=states)
             positions = await self._store.publish(self._namespace, call)
         for job, answer in answers:
-            stored = [positions[at] if isinstance(at, int) else at for at in answer]
-            job.answer.set_result(stored)
+            if not job.answer.done():  # Its caller may have left.
+                stored = [positions[at] if isinstance(at, int) else at for at in answer]
+                job.answer.set_result(stored)
 
     def _fold(self, job: _Job, group: _Group) -> list[Stored | int]:
         """Fold a job into the group, or raise and leave the group as it was.
@@ -215,8 +240,19 @@ def _open_group(
             for channel, content in read.items()
         },
         documents={
-            channel: parse_json(content.state[b"v"][1:]) if b"v" in content.state else {}
+            channel: _parse_document(channel, content.state.get(b"v"))
             for channel, content in read.items()
         },
         known={token: value for token, value in zip(tokens, values, strict=True) if value},
     )
+
+
+def _parse_document(channel: str, stored: bytes | None) -> object:
+    if stored is None:
+        return {}
+    try:
+        return parse_json(stored[1:])
+    except InvalidField as error:
+        raise StoreRefused(
+            f"the merged state of {channel} is not what was stored: {error}"
+        ) from error

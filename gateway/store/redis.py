@@ -1,5 +1,6 @@
 """The store's one door: every read and write of a namespace in Redis; keeps no events itself."""
 
+import asyncio
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -61,7 +62,7 @@ from gateway.store.scripts import (
 _OLDEST_VERSION = (6, 2)  # Exclusive ranges "(id" and XTRIM MINID.
 _PAGE = 1000  # Index entries to a step of HSCAN.
 _ANYBODY = "-"
-_ELSEWHERE = (MovedError, ReadOnlyError, ClusterDownError, BusyLoadingError)
+_ELSEWHERE = (ReadOnlyError, ClusterDownError, BusyLoadingError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +104,10 @@ class PublishCall:
     if_match: str = ""
     publisher: str = _ANYBODY
     states: Mapping[str, tuple[Position, bytes]] = field(default_factory=dict)
+
+
+class _Moved(StoreUnavailable):
+    """The namespace's slot is served by another node now; nothing ran."""
 
 
 class StateMoved(GatewayError):
@@ -212,13 +217,12 @@ class RedisStore:
         self, namespace: str, after: Position, count: int, block_ms: int
     ) -> list[BusEntry]:
         """Return the bus's entries after a position, waiting up to `block_ms` for the first."""
-        timeout = block_ms / 1000 + self.limits.command_timeout_seconds
-        async with self._connection(namespace) as connection:
+        async with self._connection(namespace, block_ms / 1000) as connection:
             await connection.send_command(
                 "XREAD", "COUNT", count, "BLOCK", block_ms,
                 "STREAMS", self._keys[namespace].bus, str(after),
             )  # fmt: skip
-            reply = await connection.read_response(timeout=timeout)
+            reply = await connection.read_response()
         return parse_bus(reply[0][1]) if reply else []
 
     async def ring_lengths(self, namespace: str, channels: Sequence[str]) -> list[int]:
@@ -311,8 +315,8 @@ class RedisStore:
     ) -> Any:
         try:
             return await self._run_once(namespace, script, keys, arguments)
-        except MovedError:
-            # Redis ran nothing: the slot moved, and the topology was dropped; ask the new owner.
+        except _Moved:
+            # Redis ran nothing, and the topology was dropped: ask the new owner.
             return await self._run_once(namespace, script, keys, arguments)
 
     async def _run_once(
@@ -336,23 +340,30 @@ class RedisStore:
                 return await connection.read_response()
 
     @asynccontextmanager
-    async def _connection(self, namespace: str) -> AsyncIterator[AbstractConnection]:
+    async def _connection(
+        self, namespace: str, block_seconds: float = 0.0
+    ) -> AsyncIterator[AbstractConnection]:
+        """Lend a connection for commands that Redis may hold for `block_seconds`."""
+        seconds = self.limits.command_timeout_seconds
         try:
-            async with borrow(self._server, namespace) as connection:
+            async with (
+                borrow(self._server, namespace, seconds) as connection,
+                asyncio.timeout(block_seconds + seconds),
+            ):
                 yield connection
-        except MovedError:
+        except MovedError as error:
             await self._server.forget()
-            raise
+            raise _Moved(f"redis: {error}") from error
         except StoreUnavailable:
             self.errors += 1
             raise
-        except (RedisConnectionError, RedisTimeoutError, OSError) as error:
-            self.errors += 1
-            raise OutcomeUnknown(f"redis: {str(error) or type(error).__name__}") from error
         except _ELSEWHERE as error:
             self.errors += 1
             await self._server.forget()
             raise StoreUnavailable(f"redis: {error}") from error
+        except (RedisConnectionError, RedisTimeoutError, OSError) as error:
+            self.errors += 1
+            raise OutcomeUnknown(f"redis: {str(error) or type(error).__name__}") from error
         except OutOfMemoryError as error:
             self.errors += 1
             raise StoreUnavailable(f"redis is full: {error}") from error
@@ -372,7 +383,7 @@ class RedisStore:
             )
         if "SCHEMA " in text:
             return StoreRefused(f"namespace {namespace} was written by another version: {text}")
-        if "CORRUPT " in text or text.startswith("WRONGTYPE"):
+        if "CORRUPT " in text or "WRONGTYPE" in text:
             return StoreRefused(f"namespace {namespace} holds unexpected data: {text}")
         return StoreUnavailable(f"redis: {text}")
 

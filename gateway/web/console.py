@@ -33,8 +33,9 @@ class ConsoleHandler:
         return self._file(name)
 
     async def home(self, request: web.Request) -> web.StreamResponse:
-        """Send a visitor of the root to the page."""
-        raise web.HTTPFound("console")
+        """Send a visitor of the root to the page, by a relative URL: a proxy may add a prefix."""
+        last = request.path.rpartition("/")[2]
+        raise web.HTTPFound(f"{last}/console" if last else "console")
 
     def _file(self, name: str) -> web.Response:
         return web.Response(

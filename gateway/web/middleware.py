@@ -1,6 +1,7 @@
 """What all answers have in common: problems for errors, and who may read from other sites."""
 
 import logging
+import re
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
@@ -30,7 +31,7 @@ def guard(base_path: str) -> Middleware:
 
 async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
-        if request.method not in _SAFE and request.headers.get("Sec-Fetch-Site") == "cross-site":
+        if request.method not in _SAFE and _is_cross_site(request):
             # A page of another site must not publish through its reader's browser.
             return problem(403, "Cross-site", "other sites' pages may read, not write")
         return await handler(request)
@@ -45,6 +46,21 @@ async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
     except Exception:
         _log.exception("%s %s", request.method, request.rel_url.path)
         return problem(500, "Internal error", "the gateway failed; its log says why")
+
+
+def _is_cross_site(request: web.Request) -> bool:
+    """Tell whether a browser sends this for a page of another site; other clients never do."""
+    site = request.headers.get("Sec-Fetch-Site")
+    if site is not None:
+        return site == "cross-site"
+    # Over plain HTTP to another machine browsers tell the page's origin only (`null` is none).
+    origin = request.headers.get("Origin")
+    return origin is not None and _host(origin.partition("://")[2]) != _host(request.host)
+
+
+def _host(authority: str) -> str:
+    """Return an authority without its port: like a site, which is the same on every port."""
+    return re.sub(r":[0-9]*\Z", "", authority).lower()
 
 
 async def preflight(request: web.Request) -> web.StreamResponse:

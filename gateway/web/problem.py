@@ -75,8 +75,12 @@ _RETRY = {"Retry-After": "1"}
 
 def _field(error: errors.InvalidField) -> dict[str, object]:
     value = error.value
-    if not (value is None or isinstance(value, (str, int, float, bool))):
-        value = str(value)
-    if isinstance(value, str):
-        value = value[:_EXCERPT]
+    exact = isinstance(value, int) and abs(value) < 2**53  # Beyond, readers of JSON round.
+    if not (value is None or exact or isinstance(value, float)):
+        value = excerpt(str(value))
     return {"field": error.field, "value": value, "rule": error.rule}
+
+
+def excerpt(text: str) -> str:
+    """Return the text's beginning, fit for JSON: header bytes that are no UTF-8 are spelt out."""
+    return text[:_EXCERPT].encode(errors="backslashreplace").decode()

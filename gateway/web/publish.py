@@ -14,7 +14,7 @@ from gateway.protocol.etag import AnyTag, parse_entity_tags
 from gateway.protocol.position import Position
 from gateway.store.publisher import Publisher
 from gateway.web.problem import problem_of
-from gateway.web.request import Names, read_query
+from gateway.web.request import Names, read_body, read_query
 
 _T = TypeVar("_T")
 _BATCH_TYPES = ("application/x-ndjson", "application/ndjson", "application/jsonl")
@@ -54,7 +54,7 @@ class PublishHandler:
         channel, namespace = self._names.channel(request)
         if_match = read_if_match(request)
         token = _read_idempotency_key(request)
-        body = await request.read()
+        body = await read_body(request, self._limits.event_bytes)
         try:
             event = parse_event(
                 channel, body, request.headers.get("Content-Type", ""), self._limits,
@@ -83,7 +83,7 @@ class PublishHandler:
         if kind not in _BATCH_TYPES:
             rule = f"must be {_BATCH_TYPES[0]}; one event goes to POST /publish/<channel>"
             return problem_of(InvalidField("Content-Type", kind, rule), invalid=415)
-        body = await request.read()
+        body = await read_body(request, self._limits.batch_bytes)
         lines: Sequence[int] = ()
         try:
             name, events, lines = parse_batch(body, self._names.namespaces, self._limits)
@@ -126,9 +126,9 @@ def _at_line(error: GatewayError, lines: Sequence[int]) -> GatewayError:
 
 def read_if_match(request: web.Request) -> str:
     """Return the position that `If-Match` names, `*`, or nothing when there is no such header."""
-    header = request.headers.get("If-Match")
-    if header is None:
+    if "If-Match" not in request.headers:
         return ""
+    header = ",".join(request.headers.getall("If-Match"))
     tags = parse_entity_tags(header, "If-Match")
     if isinstance(tags, AnyTag):
         return "*"

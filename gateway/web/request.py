@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from aiohttp import web
 
 from gateway.protocol.channel import CHANNEL_LIMIT_BYTES, check_channel, namespace_of
-from gateway.protocol.errors import InvalidField, ProtectedNamespace
+from gateway.protocol.errors import InvalidField, ProtectedNamespace, TooLarge
 from gateway.protocol.namespace import Namespace
 
 
@@ -38,6 +38,22 @@ def read_whole(values: Mapping[str, str], name: str, default: int, limit: int) -
     if not (text.isascii() and text.isdigit() and len(text) <= 9 and 1 <= int(text) <= limit):
         raise InvalidField(name, text[:300], f"must be a whole number from 1 to {limit}")
     return int(text)
+
+
+async def read_body(request: web.Request, limit_bytes: int) -> bytes:
+    """Return the request's body, decoded when it has a content coding.
+
+    Raises TooLarge when the server read no further, InvalidField when it cannot be decoded.
+    """
+    try:
+        return await request.read()
+    except web.HTTPRequestEntityTooLarge as error:
+        raise TooLarge("body", None, f"must be at most {limit_bytes} bytes") from error
+    except web.RequestPayloadError as error:
+        # Nothing more can be read of it; without this aiohttp would try, and log its failure.
+        request.content.feed_eof()
+        rule = "must be whole, and in the coding that Content-Encoding names"
+        raise InvalidField("body", None, rule) from error
 
 
 class Names:

@@ -64,6 +64,7 @@ def build_application(
         ("/console", handlers.console.page),
         ("/console/{name}", handlers.console.asset),
         ("/", handlers.console.home),
+        *([("", handlers.console.home)] if base_path else ()),
     ):
         add("GET", path, handler)
         add("HEAD", path, handler)

@@ -9,7 +9,12 @@ from gateway.hub.tail import Tail
 from gateway.protocol.cache_control import UNKNOWN_CHANNEL, cache_tags, surrogate_keys
 from gateway.protocol.coding import negotiate_coding
 from gateway.protocol.errors import StoreUnavailable, UnknownChannel
-from gateway.protocol.etag import NotModified, evaluate_if_none_match, positions_named
+from gateway.protocol.etag import (
+    NotModified,
+    SnapshotTag,
+    evaluate_if_none_match,
+    positions_named,
+)
 from gateway.protocol.namespace import Namespace, Reducer
 from gateway.protocol.position import Position
 from gateway.snapshot.cache import Snapshots
@@ -30,7 +35,7 @@ def unknown(tail: Tail, channel: str, detail: str) -> web.Response:
     """Return the 404 of a public channel that is not there: it can be followed from its `id`."""
     life = tail.mirror.life
     assert life is not None
-    extra = {"channel": channel, "id": str(tail.mirror.tailed), "epoch": life.epoch}
+    extra = {"channel": channel, "id": str(tail.mirror.head), "epoch": life.epoch}
     headers = {"Cache-Control": UNKNOWN_CHANNEL}
     return problem(404, "Unknown channel", detail, extra, headers)
 
@@ -40,6 +45,15 @@ def follow_headers(namespace: Namespace, channel: str) -> dict[str, str]:
     return {
         "Surrogate-Key": surrogate_keys(namespace.name, channel),
         "Cache-Tag": cache_tags(namespace.name, channel),
+    }
+
+
+def _headers(namespace: Namespace, channel: str) -> dict[str, str]:
+    return {
+        "Cache-Control": namespace.cache.cache_control,
+        "CDN-Cache-Control": namespace.cache.cdn_cache_control,
+        "Vary": "Accept-Encoding",
+        **follow_headers(namespace, channel),
     }
 
 
@@ -72,31 +86,35 @@ class SnapshotHandler:
             detail = f"namespace {namespace.name} keeps no state (reducer none)"
             return unknown(tail, channel, detail)
         held = positions_named(header, life.epoch)
-        behind = await self._wait(tail, minimum, held)
-        if behind is not None:
-            return behind
+        wanted = max((p for p in (minimum, held) if p is not None), default=None)
+        if wanted is not None:
+            try:
+                await tail.reach(wanted, self._options.wait_seconds)
+            except TimeoutError as error:
+                if held != wanted:
+                    raise StoreUnavailable(f"this worker has not reached {wanted} yet") from error
+                return self._keep(namespace, channel, tail, header)
         try:
-            wanted = max((p for p in (minimum, held) if p is not None), default=None)
             snapshot = await self._snapshots.get(tail, channel, wanted)
         except UnknownChannel as error:
             return unknown(tail, channel, str(error))
         return await self._answer(request, namespace, channel, snapshot, header)
 
-    async def _wait(
-        self, tail: Tail, minimum: Position | None, held: Position | None
-    ) -> web.Response | None:
-        """Wait until this worker knows all that the caller does; return an answer if it cannot."""
-        wanted = max((p for p in (minimum, held) if p is not None), default=None)
-        if wanted is None or wanted <= tail.mirror.tailed:
-            return None
-        try:
-            await tail.reach(wanted, self._options.wait_seconds)
-        except TimeoutError as error:
-            if minimum is not None and (held is None or held < minimum):
-                raise StoreUnavailable(f"this worker has not reached {minimum} yet") from error
-            # What the caller holds is newer than what this worker could say.
-            return web.Response(status=304)
-        return None
+    def _keep(
+        self, namespace: Namespace, channel: str, tail: Tail, if_none_match: str | None
+    ) -> web.Response:
+        """Return the 304 of a caller that holds something newer than this worker could say."""
+        mirror = tail.mirror
+        assert mirror.life is not None
+        ours = SnapshotTag(mirror.life.epoch, mirror.tailed, "0", "identity")
+        outcome = evaluate_if_none_match(if_none_match, ours, mirror.tailed)
+        if not isinstance(outcome, NotModified):
+            raise StoreUnavailable("the store began another life meanwhile")
+        return self._not_modified(_headers(namespace, channel), outcome)
+
+    def _not_modified(self, headers: dict[str, str], outcome: NotModified) -> web.Response:
+        self._snapshots.counters.not_modified += 1
+        return web.Response(status=304, headers={**headers, "ETag": str(outcome.tag)})
 
     async def _answer(
         self,
@@ -113,17 +131,12 @@ class SnapshotHandler:
                 406, "Not acceptable", "Accept-Encoding allows none of br, zstd, gzip, identity",
                 headers={"Vary": "Accept-Encoding"},
             )  # fmt: skip
-        headers = {
-            "ETag": str(snapshot.tag(coding)),
-            "Cache-Control": namespace.cache.cache_control,
-            "CDN-Cache-Control": namespace.cache.cdn_cache_control,
-            "Vary": "Accept-Encoding",
-            **follow_headers(namespace, channel),
-        }
+        headers = _headers(namespace, channel)
+        # Whoever knew more than this worker was waited for: what is newer now is lost history.
         outcome = evaluate_if_none_match(if_none_match, snapshot.tag(coding))
         if isinstance(outcome, NotModified):
-            self._snapshots.counters.not_modified += 1
-            return web.Response(status=304, headers={**headers, "ETag": str(outcome.tag)})
+            return self._not_modified(headers, outcome)
+        headers["ETag"] = str(snapshot.tag(coding))
         body = await self._snapshots.variant(
             snapshot, coding, self._options.inline_compression_limit_bytes
         )

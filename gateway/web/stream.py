@@ -1,9 +1,11 @@
 """`GET /events`: opens streams on the hub."""
 
+import asyncio
 import random
 import re
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from aiohttp import web
@@ -15,7 +17,7 @@ from gateway.protocol.position import Position
 from gateway.protocol.selector import Selection, parse_selection
 from gateway.protocol.sse import encode_unavailable
 from gateway.web.event_stream import EventStream, ResponseConnection
-from gateway.web.problem import problem
+from gateway.web.problem import excerpt, problem
 from gateway.web.request import Names, read_query
 
 _SINCE = re.compile(r"([0-9]{1,9})([smhd])", re.ASCII)
@@ -30,7 +32,9 @@ class StreamOptions:
     selectors_limit: int = 100
     buffer_limit_bytes: int = 64 * 1024
     reach_seconds: float = 2.0
+    write_timeout_seconds: float = 30.0
     retry_ms: int = 2000
+    base_path: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +73,9 @@ class Streams:
 
     async def post(self, request: web.Request) -> web.StreamResponse:
         """Refuse: publishing has its own path."""
-        channel = request.match_info.get("channel", "")
-        path = f"/publish/{channel}" if channel else "/publish"
+        path = f"{self._options.base_path}/publish"
+        if "channel" in request.match_info:
+            path += f"/{request.match_info['channel']}"
         return problem(
             405, "Method not allowed", f"streams are read with GET; publish with POST {path}",
             headers={"Allow": "GET, HEAD, OPTIONS"},
@@ -95,20 +100,23 @@ class Streams:
 
     async def _not_ready(self, tail: Tail, start: _Start) -> str:
         """Return why a stream cannot be served just now, or nothing."""
+        reason = self._closed_to(tail)
+        if reason or start.position is None or start.since:
+            return reason
+        try:
+            await tail.reach(start.position, self._options.reach_seconds)
+        except TimeoutError:
+            return "behind"
+        except StoreUnavailable:
+            return "store"
+        return self._closed_to(tail)  # Much may have changed meanwhile.
+
+    def _closed_to(self, tail: Tail) -> str:
         if self.draining:
             return "draining"
         if self._hub.subscribers >= self._options.subscribers_limit:
             return "overload"
-        if tail.mirror.life is None:
-            return "store"
-        if start.position is not None and not start.since:
-            try:
-                await tail.reach(start.position, self._options.reach_seconds)
-            except TimeoutError:
-                return "behind"
-            except StoreUnavailable:
-                return "store"
-        return ""
+        return "store" if tail.mirror.life is None else ""
 
     async def _unavailable(self, request: web.Request, reason: str) -> web.StreamResponse:
         if "text/event-stream" not in request.headers.get("Accept", ""):
@@ -120,8 +128,9 @@ class Streams:
         response = EventStream()
         await response.prepare(request)
         retry_ms = self._options.retry_ms + random.randrange(self._options.retry_ms + 1)
-        await response.write(encode_unavailable(reason, retry_ms))
-        await response.write_eof()
+        with suppress(ConnectionError):  # It may be gone already.
+            await response.write(encode_unavailable(reason, retry_ms))
+            await response.write_eof()
         return response
 
     async def _follow(
@@ -136,17 +145,31 @@ class Streams:
             response, writer, transport, self._options.buffer_limit_bytes
         )
         subscriber = self._hub.join(
-            connection, tail, selection, start.position,
+            connection, tail, selection, _place(start, tail),
             since=start.since, malformed=start.malformed,
         )  # fmt: skip
         try:
             await connection.serve(lambda: self._hub.writable(subscriber))
-            await response.write_eof()
         except ConnectionError:
-            pass  # The reader left while the last bytes were on their way.
+            return response  # The reader left while bytes were on their way.
         finally:
             self._hub.leave(subscriber)
+        try:
+            # Off the hub nobody else would end a reader that takes nothing.
+            async with asyncio.timeout(self._options.write_timeout_seconds):
+                await response.write_eof()
+        except (ConnectionError, TimeoutError):
+            connection.abort()
         return response
+
+
+def _place(start: _Start, tail: Tail) -> Position | None:
+    """Return the position to begin after; a span of time only reaches over what there was."""
+    position, mirror = start.position, tail.mirror
+    if position is None or not start.since or mirror.life is None:
+        return position
+    # Before the namespace began, or after its last event, a time is no position of it.
+    return max(mirror.life.floor, min(position, mirror.tailed))
 
 
 def _read_start(request: web.Request, query: Mapping[str, str]) -> _Start:
@@ -169,5 +192,5 @@ def _read_start(request: web.Request, query: Mapping[str, str]) -> _Start:
         try:
             return _Start(Position.parse(header, "Last-Event-ID"))
         except InvalidField:
-            return _Start(malformed=header[:100])
+            return _Start(malformed=excerpt(header))
     return start

@@ -10,7 +10,18 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.protocol.coding import CODINGS, LARGE_BODY_BYTES, compress, negotiate_coding
+from gateway.protocol.coding import (
+    BROTLI_QUALITY,
+    BROTLI_QUALITY_LARGE,
+    CODINGS,
+    GZIP_LEVEL,
+    GZIP_LEVEL_LARGE,
+    LARGE_BODY_BYTES,
+    ZSTD_LEVEL,
+    ZSTD_LEVEL_LARGE,
+    compress,
+    negotiate_coding,
+)
 from gateway.protocol.errors import InvalidField
 
 DECOMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
@@ -142,6 +153,19 @@ def test_any_bytes_survive_every_coding(body: bytes, coding: str) -> None:
 def test_equal_bodies_make_equal_variants(coding: str, size: int) -> None:
     body = bytes(index * index % 251 for index in range(size))
     assert compress(coding, body) == compress(coding, body)
+
+
+def test_only_bodies_over_the_limit_get_the_cheaper_level() -> None:
+    body = b"".join(b'{"n":%d},' % (index * index % 9973) for index in range(40_000))
+    for size, quality, zstd_level, gzip_level in (
+        (LARGE_BODY_BYTES, BROTLI_QUALITY, ZSTD_LEVEL, GZIP_LEVEL),
+        (LARGE_BODY_BYTES + 1, BROTLI_QUALITY_LARGE, ZSTD_LEVEL_LARGE, GZIP_LEVEL_LARGE),
+    ):
+        part = body[:size]
+        assert len(part) == size
+        assert compress("br", part) == brotli.compress(part, quality=quality)
+        assert compress("zstd", part) == zstandard.compress(part, zstd_level)
+        assert compress("gzip", part) == gzip.compress(part, gzip_level, mtime=0)
 
 
 def test_gzip_holds_no_time_of_making() -> None:

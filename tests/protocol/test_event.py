@@ -3,7 +3,7 @@
 import pytest
 
 from gateway.protocol.errors import InvalidField, LimitExceeded
-from gateway.protocol.event import check_token
+from gateway.protocol.event import RESERVED_TYPES, check_token, check_type
 
 
 @pytest.mark.parametrize("value", ["", "price", "\u00e9\U0001f600", "a b\t", "\u2028", "x" * 255])
@@ -28,3 +28,13 @@ def test_the_limit_counts_bytes_and_not_characters() -> None:
     assert check_token("\u00e9" * 127, "type", 255)
     with pytest.raises(LimitExceeded, match="type: must be at most 255 bytes"):
         check_token("\u00e9" * 128, "type", 255)
+
+
+@pytest.mark.parametrize("reserved", sorted(RESERVED_TYPES))
+def test_a_type_of_the_gateways_own_events_is_refused(reserved: str) -> None:
+    with pytest.raises(InvalidField, match="reserved"):
+        check_type(reserved, 255)
+
+
+def test_any_other_type_is_taken() -> None:
+    assert check_type("goal", 255) == "goal"

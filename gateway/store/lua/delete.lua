@@ -5,10 +5,8 @@
 -- Reply: {life, "ok", position} or {life, reason, text}.
 
 local m = settle()
-local index = redis.call('HGET', KEYS[2], ARGV[6])
-if not index then return {life(m), 'unknown', ''} end
-local prev, _, deleted = parse_index(index)
-if deleted then return {life(m), 'unknown', ''} end
+local prev, _, deleted = read_index(m, ARGV[6])
+if not prev or deleted then return {life(m), 'unknown', ''} end
 if ARGV[7] ~= '' and ARGV[7] ~= '*' and ARGV[7] ~= prev then
   return {life(m), 'mismatch', prev}
 end

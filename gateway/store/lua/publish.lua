@@ -36,6 +36,7 @@ for i = 1, n_events do
       local value = redis.call('GET', key)
       if value then
         local old_digest, position = string.match(value, '^(%S+) (%d+%-%d+)$')
+        if not position then error('CORRUPT ' .. key .. ' is no idempotency record', 0) end
         if old_digest ~= digest then return {life(m), 'conflict', i, ''} end
         known[i], stored = {position = position}, true
       else
@@ -54,26 +55,20 @@ for i = 1, n_events do
 end
 
 -- 2. Channels: If-Match, then what the state was folded from, then limits and stored data.
-local channels, n_new = {}, 0
+local channels, known_channels = {}, nil
 for c = 1, n_channels do
   local event = fresh_in[c]
   if event then
     local at = 16 + 4 * (c - 1)
     local channel = {name = ARGV[at + 1], ring = KEYS[2 + 2 * c], state = KEYS[3 + 2 * c],
-      prev = '0-0', bytes = 0, deleted = false, doc = ARGV[at + 4]}
-    local index = redis.call('HGET', KEYS[2], channel.name)
-    if index then
-      channel.prev, channel.bytes, channel.deleted = parse_index(index)
-      if before(m.clock, channel.prev) then
-        error('CORRUPT last position of ' .. channel.name .. ' is past the clock', 0)
-      end
-    else
-      n_new = n_new + 1
+      prev = '0-0', bytes = 0, doc = ARGV[at + 4]}
+    local last, bytes, deleted = read_index(m, channel.name)
+    if last then
+      channel.prev, channel.bytes = last, bytes
     end
     local expected = ARGV[at + 2]
     if expected ~= '' then
-      local exists = index and not channel.deleted
-      if not exists then return {life(m), 'mismatch', event, ''} end
+      if not last or deleted then return {life(m), 'mismatch', event, ''} end
       if expected ~= '*' and expected ~= channel.prev then
         return {life(m), 'mismatch', event, channel.prev}
       end
@@ -81,27 +76,35 @@ for c = 1, n_channels do
     if ARGV[at + 3] ~= '' and ARGV[at + 3] ~= channel.prev then
       return {life(m), 'retry', event, channel.prev}
     end
-    check_stream(channel.ring, m.clock)
-    local kind = redis.call('TYPE', channel.state).ok
-    if kind ~= 'none' and kind ~= 'hash' then
-      error('CORRUPT ' .. channel.state .. ' is a ' .. kind, 0)
+    if not last then
+      known_channels = known_channels or redis.call('HLEN', KEYS[2])
+      known_channels = known_channels + 1
+      if known_channels > channels_limit then return {life(m), 'limit', event, 'channels'} end
     end
+    check_stream(channel.ring, m.clock)
+    check_kind(channel.state, 'hash')
     if keyed then
       channel.keys = redis.call('HLEN', channel.state)
       channel.state_bytes = tonumber(redis.call('HGET', channel.state, '#') or 0)
+      if not channel.state_bytes then
+        error('CORRUPT ' .. channel.state .. ' lacks its size', 0)
+      end
       if channel.keys > 0 then channel.keys = channel.keys - 1 end
       channel.sizes = {}
     end
     channels[c] = channel
   end
 end
-if n_new > 0 and redis.call('HLEN', KEYS[2]) + n_new > channels_limit then
-  return {life(m), 'limit', 1, 'channels'}
-end
 check_stream(KEYS[3], m.clock)
 
--- 3. Keyed states: what they would grow to.
-if keyed then
+-- 3. States: what they would grow to (a merged one comes checked).
+if latest then
+  for i = 1, n_events do
+    if not known[i] and #ARGV[first_event + 7 * (i - 1) + 5] > state_limit then
+      return {life(m), 'limit', i, 'state'}
+    end
+  end
+elseif keyed then
   for i = 1, n_events do
     if not known[i] then
       local at = first_event + 7 * (i - 1)
@@ -161,7 +164,7 @@ for _, channel in pairs(channels) do
   redis.call('XTRIM', channel.ring, 'MINID', format(math.max(ms - ring_age, 0), 0))
   while true do
     local oldest = redis.call('XRANGE', channel.ring, '-', '+', 'COUNT', 2)
-    if #oldest < 2 or channel.bytes - tonumber(oldest[1][2][12]) <= ring_bytes then break end
+    if #oldest < 2 or channel.bytes - (tonumber(oldest[1][2][12]) or 0) <= ring_bytes then break end
     redis.call('XTRIM', channel.ring, 'MINID', oldest[2][1])
   end
   redis.call('PEXPIRE', channel.ring, string.format('%.0f', ring_age + math.max(ms - m.now, 0)))

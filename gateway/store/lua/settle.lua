@@ -45,11 +45,11 @@ local function settle()
   local tailed_ms = parse(tailed)
   local m = {now = now, dirty = false}
   if not stored[2] then
-    -- A store without meta begins a new epoch above everything that anybody can remember.
-    local start = now
-    if tailed ~= '0-0' then start = math.max(now, tailed_ms + margin) end
+    -- A store without meta begins a new epoch above everything that anybody can remember; the
+    -- margin is there because a cut before it may have let positions run ahead of the time.
+    local start = math.max(now + margin, tailed_ms + 1)
     local newest = redis.call('XREVRANGE', KEYS[3], '+', '-', 'COUNT', 1)
-    if newest[1] then start = math.max(start, (parse(newest[1][1])) + margin) end
+    if newest[1] then start = math.max(start, (parse(newest[1][1])) + 1) end
     m.epoch, m.clock, m.generation, m.cuts = ARGV[3], format(start, 0), 1, ''
     m.floor, m.last, m.run, m.bytes, m.dirty = m.clock, m.clock, run, 0, true
     m.reducer = reducer
@@ -62,11 +62,16 @@ local function settle()
     m.reducer, m.bytes = stored[9], tonumber(stored[10])
     parse(m.last)
     parse(m.floor)
+    if not (m.generation and m.bytes and m.reducer and m.cuts)
+      or string.find(m.cuts, '[^%d%- ,]') then
+      error('CORRUPT ' .. KEYS[1] .. ' lacks a field', 0)
+    end
     local clock_ms = parse(m.clock)
     if m.run ~= run or before(m.clock, tailed) then
       -- Another life of the server: what came after its clock may be lost, so no position
       -- between the clock and the cut's end can be resumed from.
-      local past = format(math.max(now, clock_ms, tailed_ms) + margin, 0)
+      -- The margin counts from now, so that quick restarts do not drive the clock away from it.
+      local past = format(math.max(now + margin, clock_ms + 1, tailed_ms + 1), 0)
       local cuts = {}
       for cut in string.gmatch(m.cuts .. ',' .. m.clock .. ' ' .. past, '[^,]+') do
         cuts[#cuts + 1] = cut
@@ -113,10 +118,35 @@ local function advance(m)
   return m.clock
 end
 
--- Refuse before the first write what XADD would refuse in the middle of them.
+-- What the index says of a channel, or nil: last position, bytes ever put into its ring, and
+-- whether it was deleted.
+local function read_index(m, channel)
+  local value = redis.call('HGET', KEYS[2], channel)
+  if not value then return nil end
+  local position, bytes, deleted = parse_index(value)
+  if before(m.clock, position) then
+    error('CORRUPT last position of ' .. channel .. ' is past the clock', 0)
+  end
+  return position, bytes, deleted
+end
+
+local function check_kind(key, wanted)
+  local kind = redis.call('TYPE', key).ok
+  if kind ~= 'none' and kind ~= wanted then
+    error('CORRUPT ' .. key .. ' is a ' .. kind, 0)
+  end
+  return kind ~= 'none'
+end
+
+-- Refuse before the first write what XADD would refuse in the middle of them. A stream remembers
+-- its highest id even when the entry is gone.
 local function check_stream(key, clock)
-  if #redis.call('XRANGE', key, '(' .. clock, '+', 'COUNT', 1) > 0 then
-    error('CORRUPT ' .. key .. ' holds entries past the clock', 0)
+  if not check_kind(key, 'stream') then return end
+  local info = redis.call('XINFO', 'STREAM', key)
+  for i = 1, #info, 2 do
+    if info[i] == 'last-generated-id' and before(clock, info[i + 1]) then
+      error('CORRUPT ' .. key .. ' went past the clock', 0)
+    end
   end
 end
 
@@ -136,7 +166,7 @@ local function trim_bus(bytes_before, bytes, events_limit, bytes_limit)
   while true do
     local entries = redis.call('XRANGE', KEYS[3], low, '+', 'COUNT', 64)
     for _, entry in ipairs(entries) do
-      if bytes - tonumber(entry[2][20]) <= bytes_limit then
+      if bytes - (tonumber(entry[2][20]) or 0) <= bytes_limit then
         redis.call('XTRIM', KEYS[3], 'MINID', entry[1])
         return
       end

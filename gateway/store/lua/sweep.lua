@@ -6,17 +6,19 @@
 -- Reply: {life, number dropped}
 
 local m = settle()
-local dropped = 0
+local dropped = {}
 for i = 1, (#KEYS - 3) / 2 do
   local channel, value = ARGV[4 + 2 * i], ARGV[5 + 2 * i]
   if redis.call('HGET', KEYS[2], channel) == value
     and redis.call('EXISTS', KEYS[2 + 2 * i], KEYS[3 + 2 * i]) == 0 then
-    local position = parse_index(value)
-    redis.call('HDEL', KEYS[2], channel)
-    if before(m.floor, position) then m.floor, m.dirty = position, true end
-    dropped = dropped + 1
+    local position = read_index(m, channel)
+    if before(m.floor, position) then m.floor = position end
+    dropped[#dropped + 1] = channel
   end
 end
-if dropped > 0 then m.generation = m.generation + 1 end
+if #dropped > 0 then
+  m.generation, m.dirty = m.generation + 1, true
+  for _, channel in ipairs(dropped) do redis.call('HDEL', KEYS[2], channel) end
+end
 commit(m)
-return {life(m), dropped}
+return {life(m), #dropped}

@@ -1,0 +1,169 @@
+"""Passing conditions: an EventSource is told to come back, everybody else gets the true status."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+import orjson
+import pytest
+from aiohttp import web
+
+from gateway.app import build_gateway
+from gateway.settings import Settings
+from gateway.web.routes import build_application
+from tests.running import Valkey, Worker, until
+from tests.web.client import EVENT_SOURCE, Answer, Client, event, first_id
+from tests.web.conftest import Start
+from tests.web.proxy import redis_proxy
+
+RETRY_MS = 1000
+
+
+def assert_told_to_come_back(answer: Answer, reason: str) -> int:
+    """Check that the answer keeps an EventSource alive; return its retry time."""
+    assert answer.status == 200
+    assert answer.headers["Content-Type"] == "text/event-stream"
+    retry, name, data, *rest = answer.body.split(b"\n")
+    assert retry.startswith(b"retry: ")
+    assert name == b"event: unavailable"
+    assert orjson.loads(data.removeprefix(b"data: ")) == {"reason": reason}
+    assert rest == [b"", b""]
+    retry_ms = int(retry.removeprefix(b"retry: "))
+    assert RETRY_MS <= retry_ms <= 2 * RETRY_MS
+    return retry_ms
+
+
+async def assert_refused_both_ways(client: Client, reason: str, last_event_id: str = "") -> None:
+    position = {"Last-Event-ID": last_event_id} if last_event_id else {}
+    assert_told_to_come_back(await client.get("/events/a", {**EVENT_SOURCE, **position}), reason)
+    plain = await client.get("/events/a", {"Accept": "*/*", **position})
+    assert plain.status == 503
+    assert plain.problem["reason"] == reason
+    assert plain.headers["Cache-Control"] == "no-store"
+    assert int(plain.headers["Retry-After"]) >= 1
+
+
+@asynccontextmanager
+async def without_store(session: aiohttp.ClientSession, socket: Path) -> AsyncIterator[Client]:
+    """Serve from a gateway whose store has never answered."""
+    gateway = build_gateway(
+        Settings(streams={"retry_ms": RETRY_MS}),  # type: ignore[arg-type]
+        f"unix://{socket}",
+    )
+    application = build_application(gateway.handlers, base_path="", body_limit_bytes=1000)
+    runner = web.AppRunner(application, access_log=None, handler_cancellation=True)
+    running = asyncio.create_task(gateway.run())
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        yield Client(session, Worker(gateway, url, running))
+    finally:
+        await runner.cleanup()
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await gateway.store.aclose()
+
+
+async def test_before_the_store_has_answered_nothing_pretends_to_know(
+    session: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    async with without_store(session, tmp_path / "nobody.sock") as client:
+        await assert_refused_both_ways(client, "store")
+        await assert_refused_both_ways(client, "store", "1-0")
+        for path in ("/snapshots/a", "/history/a", "/channels"):
+            answer = await client.get(path)
+            assert answer.status == 503, path
+            assert answer.problem["title"] == "Store unavailable"
+            assert answer.headers["Cache-Control"] == "no-store"
+        assert (await client.post("/publish/a", b"1")).status == 503
+        assert (await client.get("/livez")).status == 200
+        ready = await client.get("/readyz")
+        assert ready.status == 503
+        assert ready.json == {"ready": False, "draining": False, "following": {"default": False}}
+
+
+async def test_one_stream_over_the_limit_is_told_to_come_back(start: Start) -> None:
+    client = await start({"streams": {"subscribers_limit": 2, "retry_ms": RETRY_MS}})
+    async with client.follow("/events/a") as one:
+        await first_id(one)
+        async with client.follow("/events/b") as two:
+            await first_id(two)
+            await assert_refused_both_ways(client, "overload")
+        await until(lambda: client.gateway.hub.subscribers == 1)
+        async with client.follow("/events/a") as three:
+            await first_id(three)
+
+
+async def test_retry_times_are_spread(start: Start) -> None:
+    client = await start({"streams": {"subscribers_limit": 1, "retry_ms": RETRY_MS}})
+    async with client.follow("/events/a") as stream:
+        await first_id(stream)
+        answers = await asyncio.gather(*(client.get("/events/a", EVENT_SOURCE) for _ in range(12)))
+    assert len({assert_told_to_come_back(answer, "overload") for answer in answers}) > 3
+
+
+async def test_draining_ends_open_streams_and_takes_no_new_ones(start: Start) -> None:
+    client = await start({"streams": {"retry_ms": RETRY_MS}})
+    async with client.follow("/events/a") as stream:
+        await first_id(stream)
+        published = await client.publish("a", b"1")
+        assert await event(stream) == (published, "", "1")
+        client.gateway.drain()
+        block = await stream.next()
+        assert block is not None
+        assert (block.type, block.data) == ("unavailable", '{"reason":"draining"}')
+        # No id of its own: the position to come back with is still the last event's.
+        assert stream.last_id == published
+        assert await stream.next() is None
+    await assert_refused_both_ways(client, "draining")
+    ready = await client.get("/readyz")
+    assert (ready.status, ready.json["draining"]) == (503, True)
+    assert (await client.get("/livez")).status == 200
+
+
+async def test_a_stream_that_waited_while_draining_began_is_not_opened(
+    start: Start, redis: Valkey
+) -> None:
+    async with redis_proxy(redis.socket) as proxy:
+        ahead = await start()
+        behind = await start(
+            {"streams": {"retry_ms": RETRY_MS}, "snapshots": {"wait_seconds": 20.0}}, proxy.url
+        )
+        proxy.hold(b"XREAD")
+        published = await ahead.publish("a", b"1")
+        waiting = asyncio.create_task(
+            behind.get("/events/a", {**EVENT_SOURCE, "Last-Event-ID": published})
+        )
+        await until(lambda: proxy.seen(b"EVALSHA") and not waiting.done())
+        behind.gateway.drain()
+        proxy.release()
+        assert_told_to_come_back(await waiting, "draining")
+
+
+async def test_a_worker_that_stays_behind_the_position_says_so(start: Start, redis: Valkey) -> None:
+    async with redis_proxy(redis.socket) as proxy:
+        ahead = await start()
+        behind = await start(
+            {"streams": {"retry_ms": RETRY_MS}, "snapshots": {"wait_seconds": 0.1}}, proxy.url
+        )
+        proxy.hold(b"XREAD")
+        published = await ahead.publish("a", b"1")
+        await assert_refused_both_ways(behind, "behind", published)
+        proxy.release()
+        async with behind.follow("/events/a", published) as stream:
+            assert await first_id(stream) == published
+
+
+@pytest.mark.parametrize("accept", ["text/event-stream", "text/html, text/event-stream;q=0.9"])
+async def test_whoever_accepts_a_stream_is_an_event_source(start: Start, accept: str) -> None:
+    client = await start({"streams": {"retry_ms": RETRY_MS}})
+    client.gateway.handlers.streams.draining = True
+    assert_told_to_come_back(await client.get("/events/a", {"Accept": accept}), "draining")
+
+
+async def test_a_bad_request_stays_a_400_even_then(client: Client) -> None:
+    client.gateway.handlers.streams.draining = True
+    assert (await client.get("/events/a?x=1", EVENT_SOURCE)).status == 400

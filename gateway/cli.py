@@ -138,9 +138,10 @@ def _announce(settings: Settings, *, demo: bool) -> Callable[[str], None]:
     def announce(url: str) -> None:
         url = url.rstrip("/")
         path = "events/host/cpu/0" if demo else "events/news"
+        page = "console#host/*" if demo else "console"
         console = output()
         console.print(f"\n  [bold green]sse-gateway[/] serves [bold]{escape(url)}[/]\n")
-        console.print(f"  [dim]look at it[/]   {escape(url)}/console")
+        console.print(f"  [dim]look at it[/]   {escape(url)}/{page}")
         console.print(f"  [dim]follow[/]       curl -N {escape(url)}/{path}")
         if not demo:
             console.print(f"  [dim]publish[/]      curl -d 'hello' {escape(url)}/publish/news")

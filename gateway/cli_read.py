@@ -39,7 +39,6 @@ Prefix = Annotated[
 ]
 
 EVER = "3650d"
-_NOBODY = "~tail~"
 
 
 @command
@@ -73,7 +72,7 @@ async def _tail(
     async with GatewayClient(url) as client:
         end = await _newest(client, selectors, note) if no_follow else None
         stream = client.follow(
-            enveloping(selectors),
+            selectors,
             after=after,
             since=since,
             on_reconnect=lambda reason: note(f"{reason}; reconnecting"),
@@ -84,18 +83,6 @@ async def _tail(
                     _print_block(block, out, note, as_json=as_json)
                 if end is not None and block.id and Position.parse(block.id) >= end:
                     return
-
-
-def enveloping(selectors: list[str]) -> list[str]:
-    """Return selectors whose stream names the channel and key of each event.
-
-    A stream of one exact channel may carry its data bare. With another channel beside it, one
-    that nobody publishes to, it never does.
-    """
-    if len(set(selectors)) > 1 or selectors[0].endswith("/*"):
-        return selectors
-    first = selectors[0].partition("/")[0]
-    return [selectors[0], f"{first}/{_NOBODY}"]
 
 
 async def _newest(

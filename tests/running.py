@@ -82,9 +82,7 @@ class Valkey:
             await client.config_set("appendfsync", "always")
             await client.ping()
         shutil.rmtree(target, ignore_errors=True)
-        shutil.copytree(
-            self.directory, target, ignore=shutil.ignore_patterns("*.sock", "*.log")
-        )
+        shutil.copytree(self.directory, target, ignore=shutil.ignore_patterns("*.sock", "*.log"))
 
     async def restart_from(self, copy: Path) -> None:
         """Stop it and start it on an older copy of its data."""
@@ -94,7 +92,7 @@ class Valkey:
         await self.start()
 
     @asynccontextmanager
-    async def client(self) -> AsyncIterator["Redis[bytes]"]:
+    async def client(self) -> AsyncIterator[Any]:
         client = Redis(unix_socket_path=str(self.socket), protocol=2)
         try:
             yield client

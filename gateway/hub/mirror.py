@@ -124,10 +124,7 @@ class Mirror:
             # It was dropped and begun again while the store was read: events lie between.
             return False
         before = ring.size_bytes
-        if contents.ring:
-            first = contents.ring[0].prev
-        else:
-            first = last_of(contents)
+        first = contents.ring[0].prev if contents.ring else last_of(contents)
         ring.backfill(contents.ring, first)
         self.size_bytes += ring.size_bytes - before
         self._evicted_bytes.pop(channel, None)

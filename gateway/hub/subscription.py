@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 from gateway.hub.mirror import Mirror
 from gateway.hub.subscriber import Subscriber
-from gateway.protocol.namespace import Reducer
 from gateway.protocol.position import ORIGIN, Position
 from gateway.protocol.ring import Entry
 from gateway.protocol.selector import Selection
@@ -33,7 +32,7 @@ class Subscription:
     from the rings by their own position, until they are current.
     """
 
-    __slots__ = ("behind", "current", "enveloped", "mirror", "position", "selection", "snapshots")
+    __slots__ = ("behind", "current", "mirror", "position", "selection", "snapshots")
 
     def __init__(self, selection: Selection, mirror: Mirror, snapshots: str) -> None:
         self.selection = selection
@@ -42,8 +41,6 @@ class Subscription:
         self.position = ORIGIN
         self.current: set[Subscriber] = set()
         self.behind: set[Subscriber] = set()
-        # Data alone would not say which channel or key it belongs to.
-        self.enveloped = selection.single is None or mirror.namespace.reducer is Reducer.KEYED
 
     def __len__(self) -> int:
         return len(self.current) + len(self.behind)
@@ -65,7 +62,7 @@ class Subscription:
             frame = (
                 self._end_of_channel(entry)
                 if entry.event.deletion
-                else (entry.frame(self.enveloped))
+                else entry.frame(self.selection.enveloped)
             )
             frames.append(frame)
             size += len(frame)

@@ -19,10 +19,10 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Life:
-    """What the store says of a namespace: `generation` grows with every cut and floor."""
+    """What the store says of a namespace: `generation` is another with every cut and floor."""
 
     epoch: str
-    generation: int
+    generation: str
     clock: Position
     floor: Position
     last: Position

@@ -12,12 +12,14 @@ class Selection:
     """A normalised set of selectors of one namespace; equal sets compare equal.
 
     `channels` are exact names, `prefixes` are the part of `prefix/*` before the star, with
-    its slash. Nothing in it is covered by another member.
+    its slash. Nothing in it is covered by another member. `enveloped` says that each event's
+    data comes with its channel and key.
     """
 
     namespace: str
     channels: tuple[str, ...]
     prefixes: tuple[str, ...]
+    enveloped: bool = False
 
     @property
     def single(self) -> str | None:

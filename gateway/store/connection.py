@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from weakref import WeakKeyDictionary
 
 from redis.asyncio import BlockingConnectionPool, RedisCluster
-from redis.asyncio.connection import AbstractConnection, ConnectionPool
+from redis.asyncio.connection import AbstractConnection, ConnectionPool, parse_url
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
@@ -105,7 +105,7 @@ class ClusterServer:
         self._options = options
         self._cluster: RedisCluster | None = None
         self._pools: dict[str, ConnectionPool] = {}
-        self._seen: list[tuple[str, int]] = []
+        self._seen: list[str] = []
         self._turn = asyncio.Lock()
 
     async def pool(self, namespace: str) -> ConnectionPool:
@@ -114,31 +114,45 @@ class ClusterServer:
         if node is None:
             raise RedisConnectionError(f"no node of the cluster serves namespace {namespace}")
         if node.name not in self._pools:
-            parts = urlsplit(self._url)
-            login = f"{parts.netloc.rpartition('@')[0]}@" if "@" in parts.netloc else ""
-            host = f"[{node.host}]" if ":" in node.host else node.host
             self._pools[node.name] = BlockingConnectionPool.from_url(
-                f"{parts.scheme}://{login}{host}:{node.port}?{parts.query}",
+                self._url_of(node.host, node.port),
                 max_connections=self._options.connections_limit,
                 **self._options.keywords(),
             )
         return self._pools[node.name]
 
+    def _url_of(self, host: str, port: int | str) -> str:
+        """Return the URL of a node: login and options are those of the URL that was given."""
+        parts = urlsplit(self._url)
+        login, at, _ = parts.netloc.rpartition("@")
+        host = f"[{host}]" if ":" in host else host
+        return f"{parts.scheme}://{login}{at}{host}:{port}?{parts.query}"
+
     async def _topology(self) -> RedisCluster:
         async with self._turn:
             if self._cluster is None:
-                seconds = self._options.connect_timeout_seconds
-                cluster = RedisCluster.from_url(
-                    self._url, socket_connect_timeout=seconds, socket_timeout=seconds
-                )
-                # The node of the URL may be the one that died: ask those it named, too.
-                await cluster.initialize(additional_startup_nodes_info=self._seen)
-                self._cluster = cluster
-                nodes = {node.name: (node.host, int(node.port)) for node in cluster.get_nodes()}
+                self._cluster = cluster = await self._ask()
+                nodes = {
+                    node.name: self._url_of(node.host, node.port) for node in cluster.get_nodes()
+                }
                 self._seen = list(nodes.values())
                 for name in self._pools.keys() - nodes.keys():
                     await self._pools.pop(name).aclose()
             return self._cluster
+
+    async def _ask(self) -> RedisCluster:
+        """Return the topology as the first node tells it that answers."""
+        seconds = self._options.connect_timeout_seconds
+        # The node of the URL may be the one that died: then those it named.
+        for url in (self._url, *self._seen):
+            cluster = RedisCluster.from_url(
+                url, socket_connect_timeout=seconds, socket_timeout=seconds
+            )
+            try:
+                return await cluster.initialize()
+            except (RedisError, RedisClusterException, OSError) as error:
+                failure = error
+        raise failure
 
     async def forget(self) -> None:
         # Connections stay: those to other nodes have commands under way.
@@ -168,22 +182,26 @@ def open_server(url: str, options: ConnectionOptions) -> Server:
     """
     scheme, _, rest = url.partition("://")
     plain, _, kind = scheme.partition("+")
-    if plain not in ("redis", "rediss", "unix") or kind not in ("", "sentinel", "cluster"):
-        raise StoreRefused(
-            f"redis = {_without_password(url)}: must be embedded, redis://, rediss://, unix://, "
-            "redis+sentinel:// or redis+cluster://"
-        )
     try:
-        if kind == "cluster":
-            return ClusterServer(f"{plain}://{rest}", options)
-        if kind == "sentinel":
-            return _sentinel_server(plain, rest, options)
-        pool: ConnectionPool = BlockingConnectionPool.from_url(
-            url, max_connections=options.connections_limit, **options.keywords()
-        )
+        match plain, kind:
+            case (("redis" | "rediss"), "cluster"):
+                parse_url(f"{plain}://{rest}")  # Now, not when it first connects.
+                return ClusterServer(f"{plain}://{rest}", options)
+            case (("redis" | "rediss"), "sentinel"):
+                return _sentinel_server(plain, rest, options)
+            case (("redis" | "rediss" | "unix"), ""):
+                pool: ConnectionPool = BlockingConnectionPool.from_url(
+                    url, max_connections=options.connections_limit, **options.keywords()
+                )
+                return SingleServer(pool)
     except ValueError as error:
-        raise StoreRefused(f"redis = {_without_password(url)}: {error}") from error
-    return SingleServer(pool)
+        # What stands before an @ may be a password, and the error may quote a piece of it.
+        why = "is no valid URL; is its password percent-encoded?" if "@" in url else str(error)
+        raise StoreRefused(f"redis = {_without_password(url)}: {why}") from None
+    raise StoreRefused(
+        f"redis = {_without_password(url)}: must be embedded, redis://, rediss://, unix://, "
+        "redis+sentinel:// or redis+cluster://"
+    )
 
 
 def _sentinel_server(scheme: str, rest: str, options: ConnectionOptions) -> SingleServer:
@@ -222,8 +240,9 @@ def _sentinel_server(scheme: str, rest: str, options: ConnectionOptions) -> Sing
 
 def _without_password(url: str) -> str:
     scheme, separator, rest = url.partition("://")
-    login, at, address = rest.rpartition("@")
-    return f"{scheme}{separator}{'…@' if login or at else ''}{address}"
+    _, at, address = rest.rpartition("@")
+    address, question, _ = address.partition("?")  # `?password=` is possible, too.
+    return f"{scheme}{separator}{'…@' if at else ''}{address}{'?…' if question else ''}"
 
 
 @asynccontextmanager

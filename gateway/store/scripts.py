@@ -102,7 +102,7 @@ def parse_life(raw: Sequence[Any]) -> Life:
     epoch, generation, clock, floor, last, cuts = raw
     return Life(
         epoch=epoch.decode(),
-        generation=int(generation),
+        generation=generation.decode(),
         clock=parse_position(clock),
         floor=parse_position(floor),
         last=parse_position(last),

@@ -72,6 +72,7 @@ class ChannelsHandler:
                 {
                     "channel": channel,
                     "namespace": namespace,
+                    "reducer": self._names.namespaces[namespace].reducer,
                     "id": str(entry.last),
                     "events": lengths[channel],
                     "age_seconds": round(max(0.0, now - entry.last.ms / 1000), 3),

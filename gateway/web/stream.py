@@ -6,16 +6,17 @@ import re
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from aiohttp import web
 
 from gateway.hub.hub import Hub
 from gateway.hub.tail import Tail
 from gateway.protocol.errors import InvalidField, StoreUnavailable
+from gateway.protocol.namespace import Reducer
 from gateway.protocol.position import Position
 from gateway.protocol.selector import Selection, parse_selection
-from gateway.protocol.sse import encode_unavailable
+from gateway.protocol.sse import encode_block, encode_unavailable
 from gateway.web.event_stream import EventStream, ResponseConnection
 from gateway.web.problem import excerpt, problem
 from gateway.web.request import Names, read_query
@@ -68,7 +69,7 @@ class Streams:
         tail = self._tails[selection.namespace]
         reason = await self._not_ready(tail, start)
         if reason:
-            return await self._unavailable(request, reason)
+            return await self._unavailable(request, reason, start)
         return await self._follow(request, tail, selection, start)
 
     async def post(self, request: web.Request) -> web.StreamResponse:
@@ -95,8 +96,11 @@ class Streams:
         selection = parse_selection(
             selectors, self._names.namespaces, limit_bytes=self._names.limit_bytes
         )
-        self._names.open(selection.namespace)
-        return selection, _read_start(request, query)
+        namespace = self._names.open(selection.namespace)
+        # Only the path of one exact channel says of itself which channel data belongs to.
+        bare = channel is not None and selection.single is not None
+        keyed = namespace.reducer is Reducer.KEYED
+        return replace(selection, enveloped=keyed or not bare), _read_start(request, query)
 
     async def _not_ready(self, tail: Tail, start: _Start) -> str:
         """Return why a stream cannot be served just now, or nothing."""
@@ -118,7 +122,9 @@ class Streams:
             return "overload"
         return "store" if tail.mirror.life is None else ""
 
-    async def _unavailable(self, request: web.Request, reason: str) -> web.StreamResponse:
+    async def _unavailable(
+        self, request: web.Request, reason: str, start: _Start
+    ) -> web.StreamResponse:
         if "text/event-stream" not in request.headers.get("Accept", ""):
             return problem(
                 503, "Unavailable", f"streams cannot be served now: {reason}",
@@ -128,8 +134,12 @@ class Streams:
         response = EventStream()
         await response.prepare(request)
         retry_ms = self._options.retry_ms + random.randrange(self._options.retry_ms + 1)
+        # A new stream's first event sets the last event ID, to nothing when it has no id, and the
+        # reader would come back without a position: WHATWG HTML 9.2.6.
+        asked = None if start.since else start.position
+        first = encode_block(id=asked) if asked is not None else b""
         with suppress(ConnectionError):  # It may be gone already.
-            await response.write(encode_unavailable(reason, retry_ms))
+            await response.write(first + encode_unavailable(reason, retry_ms))
             await response.write_eof()
         return response
 

@@ -56,6 +56,16 @@ class History:
         self.states: list[Any] = [ABSENT]
         self.deletions: list[tuple[int, int]] = []
 
+    @property
+    def first(self) -> str:
+        """The first event's position."""
+        return "-".join(map(str, self.positions[1]))
+
+    @property
+    def last(self) -> str:
+        """The last event's position."""
+        return "-".join(map(str, self.positions[-1]))
+
     def add(self, position: str, key: str, data: Any) -> None:
         """An event was stored."""
         self._append(position, fold(self.reducer, self.states[-1], key, data))

@@ -9,7 +9,7 @@ import aiohttp
 import pytest
 
 from tests.clients.model import ABSENT, History, Publisher, canonical, fold, order
-from tests.running import Stream, Valkey, follow, worker
+from tests.running import Block, Stream, Valkey, follow, worker
 
 NAMESPACES = {"namespaces": {"prices": {"reducer": "keyed"}, "docs": {"reducer": "merge"}}}
 # A worker that keeps one state in memory reads every other from the store when it is asked.
@@ -37,9 +37,7 @@ class Reader:
     async def snapshot(self, channel: str, at_least: str | None = None) -> tuple[str, Any]:
         """Return the channel's position and state, and note them."""
         params = {} if at_least is None else {"min": at_least}
-        async with self._session.get(
-            f"{self._url}/snapshots/{channel}", params=params
-        ) as response:
+        async with self._session.get(f"{self._url}/snapshots/{channel}", params=params) as response:
             document = await response.json(content_type=None)
         assert response.status in (200, 404), document
         self.unknown += response.status == 404
@@ -140,7 +138,7 @@ async def test_fifty_clients_that_come_and_go_have_the_publishers_state(
         publisher = Publisher(session, lambda: gateway.url, CHANNELS, random.Random(7))
         done = asyncio.Event()
         readers = [Reader(session, gateway.url, seed) for seed in range(CLIENTS)]
-        async with asyncio.TaskGroup() as tasks:
+        async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
             running = [
                 tasks.create_task(
                     reader.follow_one(done)
@@ -186,10 +184,8 @@ async def test_the_first_follower_of_a_new_channel_misses_nothing(
 
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(publish())
-                async with follow(
-                    session, f"{gateway.url}/events/{channel}", position
-                ) as stream:
-                    blocks = []
+                async with follow(session, f"{gateway.url}/events/{channel}", position) as stream:
+                    blocks: list[Block] = []
                     while len(blocks) < 3:
                         block = await stream.next()
                         assert block is not None

@@ -5,7 +5,7 @@ from dataclasses import replace
 from gateway.protocol.life import Cut, Life
 from gateway.protocol.position import ORIGIN, Position
 
-LIFE = Life("e1", 3, clock=Position(90, 0), floor=Position(10, 5), last=Position(80, 0))
+LIFE = Life("e1", "3@9-0", clock=Position(90, 0), floor=Position(10, 5), last=Position(80, 0))
 
 
 def test_a_cut_holds_what_lies_strictly_inside() -> None:
@@ -34,5 +34,5 @@ def test_positions_inside_any_cut_are_not_vouched_for() -> None:
 
 def test_a_history_is_its_epoch_and_generation() -> None:
     assert LIFE.same_history(replace(LIFE, clock=Position(99, 0), last=Position(98, 0)))
-    assert not LIFE.same_history(replace(LIFE, generation=4))
+    assert not LIFE.same_history(replace(LIFE, generation="4@9-0"))
     assert not LIFE.same_history(replace(LIFE, epoch="e2"))

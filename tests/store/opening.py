@@ -1,6 +1,6 @@
 """What the store's tests share: stores on a real server, short publishes, and looks inside."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -74,9 +74,12 @@ async def read_state(
 
 async def dump(redis: Valkey) -> dict[bytes, tuple[bytes, int]]:
     """Return every key's serialised value and the time when it expires."""
-    async with redis.client() as client:
-        names: Sequence[bytes] = await client.keys("*")
-        return {name: (await client.dump(name), await client.pexpiretime(name)) for name in names}
+    async with redis.client() as connected:
+        client: Any = connected
+        return {
+            name: (await client.dump(name), await client.pexpiretime(name))
+            for name in await client.keys("*")
+        }
 
 
 async def calls(redis: Valkey) -> int:

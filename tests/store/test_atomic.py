@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from redis.exceptions import ResponseError
@@ -168,15 +169,12 @@ async def test_a_batch_whose_second_event_breaks_a_rule_leaves_nothing(redis: Va
         await publish(store, new("a"), new("b", idempotency_key="used"))
         await publish(store, new("keyed/a", key="1"), new("keyed/a", key="2"), namespace="keyed")
         for event, error, call in breaking:
-            first = new("c", "2")
-            await assert_nothing_written(
-                redis, lambda f=first, e=event, c=call: publish(store, f, e, **c), error
-            )
+            action = partial(publish, store, new("c", "2"), event, **call)
+            await assert_nothing_written(redis, action, error)
         for event in (new("keyed/a", key="3"), new("keyed/a", big, key="1")):
             batch = (new("keyed/a", "2", key="2"), event)
-            await assert_nothing_written(
-                redis, lambda b=batch: publish(store, *b, namespace="keyed"), LimitExceeded
-            )
+            action = partial(publish, store, *batch, namespace="keyed")
+            await assert_nothing_written(redis, action, LimitExceeded)
 
 
 async def test_a_limit_names_the_event_that_breaks_it(redis: Valkey) -> None:
@@ -201,6 +199,7 @@ async def test_an_index_entry_that_changed_since_it_was_listed_is_not_swept(
     await store.delete("default", "a")
     async with redis.client() as client:
         listed = await client.hget(INDEX, "a")
+        assert listed is not None
         await publish(store, new("a"))
         await store.delete("default", "a")
         before = await dump(redis)

@@ -66,6 +66,7 @@ async def test_a_lagging_subscriber_delays_nobody_and_catches_up_exactly(start: 
         await until(lambda: len(fast_events) == len(ids))
         assert fast_events == ids
         assert client.gateway.hub.count_lagging() == 1
+        slow.widen()
         await slow.read_until(f"id: {ids[-1]}\ndata: {len(ids) - 1} ".encode())
         await until(lambda: client.gateway.hub.count_lagging() == 0)
         # Live again, by the shared chunk.
@@ -95,6 +96,7 @@ async def test_a_subscriber_that_the_ring_has_passed_gets_a_gap_and_is_closed(
         await fill(client, ids)
         ids += await client.publish_lines(lines(len(ids), 64))
         await until(lambda: str(client.gateway.tails["default"].mirror.tailed) == ids[-1])
+        slow.widen()
         await slow.read_to_end()
         assert client.gateway.hub.subscribers == 0
     got = events_of(slow)

@@ -36,6 +36,13 @@ local function parse_index(value)
   return position, tonumber(bytes), mark == ' x'
 end
 
+-- A generation is "<number>@<clock>": a copy of the store that is restored twice counts to the
+-- same number twice, but never at the same clock.
+local function next_generation(m)
+  local number = tonumber(string.match(m.generation, '^%d+'))
+  m.generation, m.dirty = string.format('%.0f@%s', number + 1, m.clock), true
+end
+
 local function settle()
   local run, tailed, margin, reducer = ARGV[1], ARGV[2], tonumber(ARGV[4]), ARGV[5]
   local stored = redis.call('HMGET', KEYS[1], 'schema', 'epoch', 'clock', 'floor', 'run',
@@ -50,7 +57,8 @@ local function settle()
     local start = math.max(now + margin, tailed_ms + 1)
     local newest = redis.call('XREVRANGE', KEYS[3], '+', '-', 'COUNT', 1)
     if newest[1] then start = math.max(start, (parse(newest[1][1])) + 1) end
-    m.epoch, m.clock, m.generation, m.cuts = ARGV[3], format(start, 0), 1, ''
+    m.epoch, m.clock, m.generation, m.cuts = ARGV[3], format(start, 0), '0', ''
+    next_generation(m)
     m.floor, m.last, m.run, m.bytes, m.dirty = m.clock, m.clock, run, 0, true
     m.reducer = reducer
   else
@@ -58,11 +66,11 @@ local function settle()
       error('SCHEMA ' .. tostring(stored[1]), 0)
     end
     m.epoch, m.clock, m.floor, m.run = stored[2], stored[3], stored[4], stored[5]
-    m.generation, m.cuts, m.last = tonumber(stored[6]), stored[7], stored[8]
+    m.generation, m.cuts, m.last = stored[6], stored[7], stored[8]
     m.reducer, m.bytes = stored[9], tonumber(stored[10])
     parse(m.last)
     parse(m.floor)
-    if not (m.generation and m.bytes and m.reducer and m.cuts)
+    if not (string.match(m.generation or '', '^%d+@') and m.bytes and m.reducer and m.cuts)
       or string.find(m.cuts, '[^%d%- ,]') then
       error('CORRUPT ' .. KEYS[1] .. ' lacks a field', 0)
     end
@@ -80,8 +88,8 @@ local function settle()
         local ended = string.match(table.remove(cuts, 1), ' (.+)$')
         if before(m.floor, ended) then m.floor = ended end
       end
-      m.cuts, m.clock, m.run, m.dirty = table.concat(cuts, ','), past, run, true
-      m.generation = m.generation + 1
+      m.cuts, m.clock, m.run = table.concat(cuts, ','), past, run
+      next_generation(m)
     end
     if m.reducer ~= reducer then
       if redis.call('HLEN', KEYS[2]) > 0 then
@@ -152,7 +160,7 @@ end
 
 local function append_bus(m, position, channel, type, key, format_, data, prev, op)
   redis.call('XADD', KEYS[3], position, 'c', channel, 't', type, 'k', key, 'f', format_, 'd', data,
-    'p', prev, 'n', m.last, 'g', m.epoch .. ':' .. string.format('%.0f', m.generation),
+    'p', prev, 'n', m.last, 'g', m.epoch .. ':' .. m.generation,
     'o', op, 's', string.format('%.0f', m.bytes))
   m.bytes = m.bytes + #data + #channel + #type + #key + 100
   m.last = position

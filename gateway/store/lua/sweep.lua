@@ -17,7 +17,7 @@ for i = 1, (#KEYS - 3) / 2 do
   end
 end
 if #dropped > 0 then
-  m.generation, m.dirty = m.generation + 1, true
+  next_generation(m)
   for _, channel in ipairs(dropped) do redis.call('HDEL', KEYS[2], channel) end
 end
 commit(m)

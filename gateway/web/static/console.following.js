@@ -1,5 +1,5 @@
 /* Following a channel or a prefix, from the snapshot on. Nothing here draws. */
-import { comparePositions, isObject, millisecondsOf } from "./console.fold.js";
+import { comparePositions, millisecondsOf } from "./console.fold.js";
 import { learnReducers, Member } from "./console.member.js";
 import { Record } from "./console.record.js";
 import { address, describe, getJson, isPassing, parseJson } from "./console.request.js";
@@ -8,13 +8,8 @@ import { Stream } from "./console.stream.js";
 export const MEMBERS_LIMIT = 100; // Channels that a prefix shows one by one.
 const HISTORY_PAGES_LIMIT = 10;
 const HISTORY_MS = 120_000;
-const ENVELOPE = ["channel", "key", "data"];
 
 const pause = (ms) => new Promise((resolve) => void setTimeout(resolve, ms));
-
-const isGap = (body) =>
-  isObject(body) &&
-  ["reason", "requested", "newest"].every((name) => typeof body[name] === "string");
 
 export class Following {
   state = "loading";
@@ -226,31 +221,15 @@ export class Following {
   }
 
   #block({ id, type, data }) {
-    // The gateway's own last word has no id; an event always has a new one.
-    const isNew = id !== "" && id !== this.position;
-    if (isNew) this.position = id;
+    if (id !== "") this.position = id;
     // Without the list the tail goes on: each channel appears with its first event.
     if (this.many && !this.#membersAsked) this.#loadMembers().catch(() => {});
     if (data === null) return this.#changed();
-    let body = data;
-    try {
-      body = parseJson(data);
-    } catch {
-      // Text stays as it is.
-    }
-    if (type === "gap" && isGap(body)) return this.#gap(body);
-    if (type === "unavailable" && !isNew && isObject(body)) return this.#unavailable(body);
-    const envelope = this.#isEnvelope(body) ? body : { channel: this.selector, data: body };
-    this.#event({ key: "", ...envelope, id, type, size: data.length, at: Date.now() });
-  }
-
-  /** Streams of a prefix, and of one channel whose events have keys, wrap each event's data. */
-  #isEnvelope(body) {
-    if (this.many) return isObject(body) && "channel" in body && "data" in body;
-    const { reducer } = this.only;
-    if (reducer !== "") return reducer === "keyed";
-    if (!isObject(body) || body.channel !== this.selector || !("data" in body)) return false;
-    return Object.keys(body).every((name) => ENVELOPE.includes(name));
+    // All data of a stream asked for by query is JSON: the gateway's own words, or an envelope.
+    const body = parseJson(data);
+    if (type === "gap") return this.#gap(body);
+    if (type === "unavailable") return this.#unavailable(body);
+    this.#event({ key: "", ...body, id, type, size: data.length, at: Date.now() });
   }
 
   #event(event) {

@@ -1,0 +1,118 @@
+"""A TCP proxy that delays what the server answers, or cuts a connection at a chosen moment."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+
+class Proxy:
+    """Passes bytes on. `delay_seconds` holds back every answer by that much.
+
+    `cut_after(marker)` arms it once: of the connection on which the marker is sent to the server
+    the next answer is swallowed, and the connection ends. The server has done its work by then.
+    `cut_at(marker)` does not wait for the answer.
+    """
+
+    def __init__(self, host: str, port: int) -> None:
+        self.port = 0
+        self.cuts = 0
+        self.delay_seconds = 0.0
+        self._target = host, port
+        self._marker = b""
+        self._at_once = False
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def cut_after(self, marker: bytes) -> None:
+        """Swallow the answer to what holds `marker`."""
+        self._marker, self._at_once = marker, False
+
+    def cut_at(self, marker: bytes) -> None:
+        """Pass what holds `marker` on, and end the connection to the client at once."""
+        self._marker, self._at_once = marker, True
+
+    def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve one connection."""
+        task = asyncio.create_task(self._serve(reader, writer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection = _Connection(self)
+        try:
+            upstream_reader, upstream_writer = await asyncio.open_connection(*self._target)
+        except BaseException:
+            writer.transport.abort()
+            raise
+        pumps = [
+            asyncio.create_task(connection.send(reader, upstream_writer)),
+            asyncio.create_task(connection.answer(upstream_reader, writer)),
+        ]
+        try:
+            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for pump in pumps:
+                pump.cancel()
+            await asyncio.gather(*pumps, return_exceptions=True)
+            writer.transport.abort()
+            if connection.doomed:
+                # The server gets an orderly end: it keeps what it was sent.
+                upstream_writer.close()
+            else:
+                upstream_writer.transport.abort()
+
+    def doom(self, data: bytes) -> bool:
+        """Tell whether these bytes are those that were waited for."""
+        if not self._marker or self._marker not in data:
+            return False
+        self._marker = b""
+        self.cuts += 1
+        return True
+
+    @property
+    def at_once(self) -> bool:
+        """Whether the connection ends without an answer being waited for."""
+        return self._at_once
+
+    async def aclose(self) -> None:
+        """End every connection."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+class _Connection:
+    def __init__(self, proxy: Proxy) -> None:
+        self.doomed = False
+        self._proxy = proxy
+
+    async def send(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            self.doomed = self.doomed or self._proxy.doom(data)
+            writer.write(data)
+            await writer.drain()
+            if self.doomed and self._proxy.at_once:
+                return
+
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            if self.doomed:
+                return
+            if self._proxy.delay_seconds:
+                await asyncio.sleep(self._proxy.delay_seconds)
+            writer.write(data)
+            await writer.drain()
+
+
+@asynccontextmanager
+async def proxy(port: int, host: str = "127.0.0.1") -> AsyncIterator[Proxy]:
+    """Run a proxy of a server's port until the block ends."""
+    running = Proxy(host, port)
+    server = await asyncio.start_server(running.accept, "127.0.0.1", 0)
+    running.port = server.sockets[0].getsockname()[1]
+    try:
+        yield running
+    finally:
+        server.close()
+        await running.aclose()
+        await server.wait_closed()
+        await asyncio.sleep(0)  # The transports' own last step.

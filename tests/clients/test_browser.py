@@ -1,0 +1,91 @@
+"""A real browser on the console, through crashes of the gateway and of the network."""
+
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+from playwright.async_api import Page, async_playwright
+
+from tests.clients.serving import Serving, Writer, live_through_crashes, reach, serving
+
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
+ARGUMENTS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+
+
+@pytest.fixture
+async def gateway(tmp_path: Path) -> AsyncIterator[Serving]:
+    async with serving(tmp_path) as running:
+        yield running
+
+
+@pytest.fixture
+async def page(tmp_path: Path) -> AsyncIterator[Page]:
+    """An empty page of a browser with a profile of its own."""
+    binary = next(filter(None, map(shutil.which, CHROMIUM)), None)
+    assert binary is not None, "the tests need Chromium"
+    async with async_playwright() as playwright:
+        context = await playwright.chromium.launch_persistent_context(
+            tmp_path / "profile", executable_path=binary, args=ARGUMENTS
+        )
+        yield context.pages[0]
+        await context.close()
+
+
+async def open_console(page: Page, gateway: Serving, selector: str) -> None:
+    """Return when the console follows."""
+    await page.goto(f"{gateway.url}/console#{selector}")
+    await page.wait_for_function("document.documentElement.dataset.state === 'live'")
+
+
+async def test_the_console_has_every_event_once_though_the_gateway_is_killed(
+    gateway: Serving, session: aiohttp.ClientSession, page: Page
+) -> None:
+    async with session.post(f"{gateway.url}/publish/live/a", data="before") as response:
+        before = (await response.json())["id"]
+    await open_console(page, gateway, "live/a")
+    async with Writer(session, gateway.url, "live/a") as writer:
+
+        async def count() -> int:
+            return int(await page.evaluate("globalThis.sseConsole.ids.length"))
+
+        await live_through_crashes(gateway, writer, count)
+    ids = [id for id, _ in writer.stored]
+    assert await page.evaluate("globalThis.sseConsole.ids") == ids
+    assert before not in ids
+    assert await page.evaluate("globalThis.sseConsole.gaps") == 0
+    assert await page.evaluate("globalThis.sseConsole.reconnects") >= 2
+    # What people see is the same.
+    position = page.locator("#position")
+    await position.filter(has_text=ids[-1]).wait_for()
+    assert await position.inner_text() == ids[-1]
+    data = writer.stored[-1][1]
+    await page.locator("#rows").get_by_text(data, exact=False).first.wait_for()
+
+
+async def test_the_browsers_own_eventsource_has_every_event_once_though_the_gateway_is_killed(
+    gateway: Serving, session: aiohttp.ClientSession, page: Page
+) -> None:
+    await page.goto(f"{gateway.url}/livez")
+    async with Writer(session, gateway.url, "live/a") as writer:
+        await reach(writer.count, 5)
+        await page.evaluate(
+            """url => {
+                globalThis.seen = [];
+                const source = new EventSource(url);
+                const see = ({type, lastEventId, data}) => seen.push([lastEventId, type, data]);
+                for (const type of ["message", "gap"])
+                    source.addEventListener(type, see);
+            }""",
+            f"{gateway.url}/events/live/a?last_event_id={writer.stored[0][0]}",
+        )
+
+        async def count() -> int:
+            return 1 + int(await page.evaluate("seen.length"))
+
+        await live_through_crashes(gateway, writer, count)
+    assert await page.evaluate("seen") == [[id, "message", data] for id, data in writer.stored[1:]]

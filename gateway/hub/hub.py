@@ -13,7 +13,7 @@ from gateway.hub.rings import RingReader
 from gateway.hub.subscriber import Connection, Subscriber
 from gateway.hub.subscription import CHUNK_LIMIT_BYTES, Chunk, Subscription
 from gateway.hub.tail import Tail
-from gateway.protocol.errors import StoreUnavailable
+from gateway.protocol.errors import GatewayError
 from gateway.protocol.position import ORIGIN, Position
 from gateway.protocol.ring import Entry
 from gateway.protocol.selector import Selection
@@ -322,7 +322,7 @@ class Hub:
                 channels |= dict.fromkeys(verdict.channels)
         try:
             await rings.read(tail, list(channels))
-        except StoreUnavailable as error:
+        except GatewayError as error:
             _log.warning("replay: %s", error)
             for subscriber in subscribers:
                 self.end(subscriber, "store")

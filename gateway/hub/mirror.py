@@ -44,7 +44,8 @@ class Mirror:
     `head` is the newest position that one may go on from: `tailed`, or the end of a cut after it.
     `clock` is the newest that the store is known to have given out.
 
-    The index holds every channel of the namespace (bounded by its channels_limit); rings are
+    The index holds every channel of the namespace (bounded by its channels_limit), the one
+    heard of last at its end, so that what moved since a position is found from there. Rings are
     kept for the channels used last, within `limit_bytes` and one ring more.
     """
 
@@ -75,7 +76,7 @@ class Mirror:
         self.tailed = life.last
         # Past the last event the clock moves only with a cut or an epoch: nothing lies between.
         self.head = self.clock = life.clock
-        self.index = dict(index)
+        self.index = dict(sorted(index.items(), key=_by_last))
         self.restarts += 1
         self.size_bytes = 0
         self._rings.clear()
@@ -94,9 +95,10 @@ class Mirror:
             before = ring.size_bytes
             entries.append(ring.append(event))
             self.size_bytes += ring.size_bytes - before
-            known = self.index.get(channel)
+            known = self.index.pop(channel, None)
             if known is None or known.last < event.id:
-                self.index[channel] = IndexEntry(event.id, event.deletion)
+                known = IndexEntry(event.id, event.deletion)
+            self.index[channel] = known
             self.tailed = self.head = event.id
         self.clock = max(self.clock, self.tailed)
         self._evict()
@@ -143,6 +145,8 @@ class Mirror:
 
     def _evict(self, keep: Container[str] = ()) -> None:
         """Drop the rings used longest ago, but neither `keep` nor the one used last."""
+        if not self.full:
+            return
         size, victims = self.size_bytes, []
         for channel, ring in islice(self._rings.items(), len(self._rings) - 1):
             if size <= self._limit_bytes:
@@ -172,11 +176,16 @@ class Mirror:
 
     def moved_since(self, selection: Selection, position: Position) -> list[str]:
         """Return the selected channels that have something after `position`."""
-        if selection.prefixes:
-            named = (name for name in self.index if selection.matches(name))
-        else:
-            named = (name for name in selection.channels if name in self.index)
-        return [name for name in named if self.index[name].last > position]
+        index = self.index
+        if not selection.prefixes:
+            return [n for n in selection.channels if n in index and index[n].last > position]
+        moved = []
+        for name, entry in reversed(index.items()):
+            if entry.last <= position:
+                break
+            if selection.matches(name):
+                moved.append(name)
+        return moved
 
     def judge(self, selection: Selection, position: Position) -> Verdict:
         """Tell whether a stream of `selection` can go on after `position` without a hole."""
@@ -231,3 +240,7 @@ class Mirror:
                 break
             merged.append(entry)
         return merged
+
+
+def _by_last(item: tuple[str, IndexEntry]) -> Position:
+    return item[1].last

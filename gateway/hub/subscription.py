@@ -1,6 +1,7 @@
 """One set of selectors and all who follow it; makes the chunks they share."""
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 from gateway.hub.mirror import Mirror
@@ -85,7 +86,8 @@ class Subscription:
         names = list(self.selection.channels)
         if self.selection.prefixes:
             mirror, prefixes = self.mirror, self.selection.prefixes
-            names += (n for n in mirror.index if n.startswith(prefixes) and mirror.exists(n))
+            found = (n for n in mirror.index if n.startswith(prefixes) and mirror.exists(n))
+            names += islice(found, SNAPSHOTS_NAMED + 1)
         return encode_gap(
             id=id,
             reason=reason,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from gateway.hub.mirror import Mirror
-from gateway.protocol.errors import StoreUnavailable
+from gateway.protocol.errors import GatewayError
 from gateway.protocol.event import Event
 from gateway.protocol.life import Life
 from gateway.protocol.position import Position
@@ -58,7 +58,7 @@ class Tail:
                 pause = _BACKOFF_SECONDS[0]
                 while True:
                     await self._step()
-            except StoreUnavailable as error:
+            except GatewayError as error:
                 if self.connected:
                     _log.warning("namespace %s: lost the store: %s", self._name, error)
                 self.connected = False

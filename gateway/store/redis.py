@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, NamedTuple
 
+from hiredis import pack_command
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import (
     BusyLoadingError,
@@ -332,11 +333,12 @@ class RedisStore:
                 str(self.namespaces[namespace].reducer),
             )
             rest = (len(all_keys), *all_keys, *common, *arguments)
-            await connection.send_command("EVALSHA", script.sha, *rest)
+            # hiredis packs ten thousand events several times as fast as the connection's own way.
+            await connection.send_packed_command(pack_command(("EVALSHA", script.sha, *rest)))
             try:
                 return await connection.read_response()
             except NoScriptError:  # Nothing ran yet: this server has not seen the script.
-                await connection.send_command("EVAL", script.source, *rest)
+                await connection.send_packed_command(pack_command(("EVAL", script.source, *rest)))
                 return await connection.read_response()
 
     @asynccontextmanager

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
+from aiohttp.http import StreamWriter
 from aiohttp_sse import EventSourceResponse
 
 from gateway.protocol.cache_control import STREAM
@@ -31,12 +32,10 @@ class ResponseConnection:
 
     def __init__(
         self,
-        response: EventStream,
-        writer: AbstractStreamWriter,
+        writer: StreamWriter,
         transport: asyncio.WriteTransport,
         buffer_limit_bytes: int,
     ) -> None:
-        self._response = response
         self._writer = writer
         self._transport = transport
         self._limit = buffer_limit_bytes
@@ -48,16 +47,13 @@ class ResponseConnection:
         """Take the whole chunk; return whether more is taken at once."""
         if self._closing or self._transport.is_closing():
             return False
-        writing = self._response.write(chunk)
         try:
-            # One step hands the bytes to the transport; it would only wait for room after that.
-            writing.send(None)
+            # Without `drain` nothing in it waits: one step hands over the bytes and ends.
+            self._writer.write(chunk, drain=False).send(None)
         except StopIteration:
             pass
         except ConnectionError:
             return False
-        else:
-            writing.close()
         if self._transport.get_write_buffer_size() > self._limit:
             self._wake.set()
             return False

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from aiohttp import web
+from aiohttp.http import StreamWriter
 
 from gateway.hub.hub import Hub
 from gateway.hub.tail import Tail
@@ -149,11 +150,9 @@ class Streams:
         response = EventStream()
         writer = await response.prepare(request)
         transport = request.transport
-        if transport is None or writer is None:
+        if transport is None or not isinstance(writer, StreamWriter):
             return response  # Gone before it began.
-        connection = ResponseConnection(
-            response, writer, transport, self._options.buffer_limit_bytes
-        )
+        connection = ResponseConnection(writer, transport, self._options.buffer_limit_bytes)
         subscriber = self._hub.join(
             connection, tail, selection, _place(start, tail),
             since=start.since, malformed=start.malformed,

@@ -10,13 +10,14 @@ class Proxy:
 
     `cut_after(marker)` arms it once: of the connection on which the marker is sent to the server
     the next answer is swallowed, and the connection ends. The server has done its work by then.
-    `cut_at(marker)` does not wait for the answer.
+    `cut_at(marker)` does not wait for the answer. While it `refuses`, no connection is taken.
     """
 
     def __init__(self, host: str, port: int) -> None:
         self.port = 0
         self.cuts = 0
         self.delay_seconds = 0.0
+        self.refuses = False
         self._target = host, port
         self._marker = b""
         self._at_once = False
@@ -32,6 +33,9 @@ class Proxy:
 
     def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one connection."""
+        if self.refuses:
+            writer.transport.abort()
+            return
         task = asyncio.create_task(self._serve(reader, writer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

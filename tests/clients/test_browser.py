@@ -8,6 +8,7 @@ import aiohttp
 import pytest
 from playwright.async_api import Page, async_playwright
 
+from tests.clients.proxy import proxy
 from tests.clients.serving import Serving, Writer, live_through_crashes, reach, serving
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
@@ -36,10 +37,10 @@ async def page(tmp_path: Path) -> AsyncIterator[Page]:
         await context.close()
 
 
-async def open_console(page: Page, gateway: Serving, selector: str) -> None:
+async def open_console(page: Page, url: str, selector: str) -> None:
     """Return when the console follows."""
-    await page.goto(f"{gateway.url}/console#{selector}")
-    await page.wait_for_function("document.documentElement.dataset.state === 'live'")
+    await page.goto(f"{url}/console#{selector}")
+    await page.locator("html[data-state=live]").wait_for(state="attached")
 
 
 async def test_the_console_has_every_event_once_though_the_gateway_is_killed(
@@ -47,7 +48,7 @@ async def test_the_console_has_every_event_once_though_the_gateway_is_killed(
 ) -> None:
     async with session.post(f"{gateway.url}/publish/live/a", data="before") as response:
         before = (await response.json())["id"]
-    await open_console(page, gateway, "live/a")
+    await open_console(page, gateway.url, "live/a")
     async with Writer(session, gateway.url, "live/a") as writer:
 
         async def count() -> int:
@@ -89,3 +90,28 @@ async def test_the_browsers_own_eventsource_has_every_event_once_though_the_gate
 
         await live_through_crashes(gateway, writer, count)
     assert await page.evaluate("seen") == [[id, "message", data] for id, data in writer.stored[1:]]
+
+
+async def test_the_console_forgets_a_channel_that_was_deleted_while_it_was_away(
+    gateway: Serving, session: aiohttp.ClientSession, page: Page
+) -> None:
+    async def publish(channel: str, data: str) -> None:
+        async with session.post(f"{gateway.url}/publish/{channel}", data=data) as response:
+            assert response.status == 200
+
+    async with proxy(gateway.port) as way:
+        await publish("live/gone", "1")
+        await publish("live/kept", "1")
+        await open_console(page, f"http://127.0.0.1:{way.port}", "live/*")
+        channels = page.locator("#state tbody")
+        await channels.get_by_text("gone").wait_for()
+        await channels.get_by_text("kept").wait_for()
+        way.refuses = True
+        await way.aclose()
+        await page.locator("html[data-state=waiting]").wait_for(state="attached")
+        async with session.delete(f"{gateway.url}/channels/live/gone") as response:
+            assert response.status == 200
+        way.refuses = False
+        await page.locator("html[data-gaps='1']").wait_for(state="attached")
+        await channels.get_by_text("gone").wait_for(state="detached")
+        await channels.get_by_text("kept").wait_for()

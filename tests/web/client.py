@@ -1,6 +1,7 @@
 """A client of the HTTP interface that adds and undoes nothing: what was sent is what is seen."""
 
 import asyncio
+import io
 import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -67,8 +68,9 @@ class Client:
         headers: Mapping[str, str] | Sequence[tuple[str, str]] = (),
         data: bytes | None = None,
     ) -> Answer:
+        body = data if data is None or len(data) < 1 << 20 else io.BytesIO(data)
         async with self._session.request(
-            method, self.url(path), headers=headers, data=data, allow_redirects=False
+            method, self.url(path), headers=headers, data=body, allow_redirects=False
         ) as response:
             return Answer(response.status, response.headers, await response.read())
 

@@ -250,15 +250,19 @@ export class Following {
     this.record.note("gap", text);
     this.notice = { kind: "gap", text: `${text} Loading the snapshot…` };
     this.#changed();
-    this.#recover(text, gap.more ? [] : (gap.snapshots ?? []));
+    this.#recover(text, gap);
   }
 
   /** Starts again from the snapshots: what was missed is in them, and the stream goes on. */
-  async #recover(text, snapshots) {
+  async #recover(text, { reason, snapshots = [] }) {
     const channels = snapshots.map((url) => decodeURI(url.split("/snapshots/")[1] ?? ""));
-    const isMeant = ({ channel }) => channels.length === 0 || channels.includes(channel);
-    const members = this.many ? [...this.members.values()].filter(isMeant) : [this.only];
-    const failed = await this.#loadAll(members);
+    const members = this.many ? [...this.members.values()] : [this.only];
+    const isNamed = ({ channel }) => channels.includes(channel);
+    let failed = await this.#loadAll(members.filter(isNamed));
+    // A channel that ends while it is followed is named alone. Any other gap of a prefix may
+    // also be about channels that it cannot name, because they are gone.
+    const ended = reason === "deleted" && channels.length === 1 && !this.members.has(channels[0]);
+    if (!ended) failed += await this.#loadAll(members.filter((member) => !isNamed(member)));
     if (this.#abort.signal.aborted) return;
     let outcome = "Each channel starts again from its snapshot.";
     if (failed > 0) outcome = "A snapshot could not be loaded: what is shown may miss events.";

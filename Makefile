@@ -10,7 +10,7 @@ COMPILE := CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/pip-compile --quiet --no-co
 	--generate-hashes --allow-unsafe --build-deps-for=editable --strip-extras \
 	--no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-emit-options
 
-.PHONY: run test lint format lock clean
+.PHONY: run test bench lint format lock clean
 
 # Serve with an embedded Valkey and this machine's figures; prints the address.
 run: $(VENV)/installed
@@ -25,10 +25,14 @@ test:
 	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=90
 	$(BIN)/python -m coverage report --include='gateway/protocol/*' --fail-under=100
 
+# Long measurements; nothing is asserted.
+bench: $(VENV)/installed
+	$(BIN)/python -m benchmarks publish
+
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy --strict gateway tests
+	$(BIN)/mypy --strict gateway tests benchmarks
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .

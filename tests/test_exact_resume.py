@@ -35,11 +35,14 @@ from gateway.protocol.selector import Selection, parse_selection
 from tests.running import Stream, Valkey, Worker, until, worker
 
 RING = 5
-CHANNELS = ("board/a", "board/b", "board/c/d", "left", "right")
+FOLLOWED = ("board/a", "board/b", "board/c/d", "left", "right")
+CHANNELS = (*FOLLOWED, "noise/a", "noise/b", "noise/c", "noise/d")
 SELECTIONS = (("left",), ("board/*",), ("left", "right", "board/*"), ("right", "board/a"))
 SETTINGS: dict[str, Any] = {
     "namespaces": {"default": {"ring_limit_events": RING}},
     "store": {"block_ms": 100},
+    # All that is followed fits in, but not the noise too: rings are dropped and read again.
+    "mirror": {"limit_bytes": 12_500},
 }
 Published = tuple[Position, str, int]
 

@@ -14,7 +14,7 @@ from multidict import CIMultiDictProxy
 from yarl import URL
 
 from gateway.app import Gateway
-from tests.running import Block, Stream, Worker, follow
+from tests.running import Block, Stream, Valkey, Worker, follow, until
 
 NDJSON = {"Content-Type": "application/x-ndjson"}
 EVENT_SOURCE = {"Accept": "text/event-stream"}
@@ -96,10 +96,29 @@ class Client:
         assert answer.status == 200, answer
         return list(answer.json["ids"])
 
+    async def settle(self) -> None:
+        """Wait until this worker has tailed all that is stored now."""
+        for name, tail in self.gateway.tails.items():
+            life = await self.gateway.store.greet(name)
+            await until(lambda tail=tail, life=life: tail.mirror.tailed >= life.last)
+
+    async def data_of(self, channel: str) -> list[object]:
+        """Return the data of all that the channel's ring holds now."""
+        await self.settle()
+        answer = await self.get(f"/history/{channel}?limit=1000")
+        return [entry["data"] for entry in answer.json["events"]]
+
     def follow(
         self, path: str, last_event_id: str | None = None
     ) -> AbstractAsyncContextManager[Stream]:
         return follow(self._session, str(self.url(path)), last_event_id)
+
+
+async def digest(redis: Valkey) -> bytes:
+    """Return a digest of everything that the store holds."""
+    async with redis.client() as client:
+        answer: bytes = await client.execute_command("DEBUG", "DIGEST")
+        return answer
 
 
 async def first_id(stream: Stream) -> str:

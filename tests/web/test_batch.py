@@ -9,10 +9,9 @@ import pytest
 
 from gateway.protocol.position import Position
 from tests.running import Valkey, until
-from tests.web.client import NDJSON, Client, event, first_id
+from tests.web.client import NDJSON, Client, digest, event, first_id
 from tests.web.conftest import Start
 from tests.web.proxy import redis_proxy
-from tests.web.test_publish import data_of, digest
 
 
 def batch(*lines: object) -> bytes:
@@ -40,11 +39,12 @@ async def test_every_line_gets_its_position_in_order(client: Client) -> None:
     ids = answer.json["ids"]
     positions = [Position.parse(id) for id in ids]
     assert positions == sorted(set(positions))
+    await client.settle()
     assert (await client.get("/history/a")).json["events"] == [
         {"id": ids[0], "channel": "a", "type": "t", "key": "k", "data": {"n": 1}},
         {"id": ids[2], "channel": "a", "data": None},
     ]
-    assert await data_of(client, "b/c") == ["text"]
+    assert await client.data_of("b/c") == ["text"]
 
 
 async def test_big_integers_stay_exact_everywhere(client: Client) -> None:
@@ -205,8 +205,8 @@ async def test_a_line_that_was_stored_before_is_not_stored_again(client: Client)
     assert [again.json["ids"][n] == first.json["ids"][n] for n in range(4)] == [
         False, True, False, True,
     ]  # fmt: skip
-    assert await data_of(client, "a") == [1, 3]
-    assert await data_of(client, "b") == [0, 2, 0, 2]
+    assert await client.data_of("a") == [1, 3]
+    assert await client.data_of("b") == [0, 2, 0, 2]
     # A single publish knows the keys of lines.
     single = await client.post(
         "/publish/a", b"1", {"Content-Type": "application/json", "Idempotency-Key": "k1"}
@@ -274,6 +274,7 @@ async def test_batches_at_once_do_not_mix(client: Client) -> None:
     bodies = [batch(*({"channel": "a", "data": [b, n]} for n in range(50))) for b in range(8)]
     answers = await asyncio.gather(*(client.post("/publish", body, NDJSON) for body in bodies))
     assert all(answer.status == 200 for answer in answers)
+    await client.settle()
     stored = (await client.get("/history/a?limit=1000")).json["events"]
     assert len(stored) == 400
     for at in range(0, 400, 50):

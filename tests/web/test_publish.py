@@ -9,24 +9,12 @@ import pytest
 
 from gateway.protocol.position import Position
 from tests.running import Valkey, until
-from tests.web.client import Client
+from tests.web.client import Client, digest
 from tests.web.conftest import Start
 from tests.web.proxy import redis_proxy
 
 JSON = {"Content-Type": "application/json"}
 TEXT = {"Content-Type": "text/plain; charset=utf-8"}
-
-
-async def digest(redis: Valkey) -> bytes:
-    """Return a digest of everything that the store holds."""
-    async with redis.client() as client:
-        answer: bytes = await client.execute_command("DEBUG", "DIGEST")
-        return answer
-
-
-async def data_of(client: Client, channel: str) -> list[object]:
-    answer = await client.get(f"/history/{channel}")
-    return [entry["data"] for entry in answer.json["events"]]
 
 
 async def test_the_answer_is_the_position_and_no_cache_keeps_it(client: Client) -> None:
@@ -127,7 +115,7 @@ async def test_a_body_that_came_compressed_is_published_as_it_was(client: Client
     body = gzip.compress(b'{"a":1}')
     answer = await client.post("/publish/a", body, {**JSON, "Content-Encoding": "gzip"})
     assert answer.status == 200
-    assert await data_of(client, "a") == [{"a": 1}]
+    assert await client.data_of("a") == [{"a": 1}]
 
 
 async def test_header_bytes_that_are_no_text_are_refused_in_words(client: Client) -> None:
@@ -156,7 +144,7 @@ async def test_the_same_key_and_body_get_the_same_answer_and_one_event(client: C
     assert (again.status, again.body) == (200, first.body)
     assert again.headers["ETag"] == first.headers["ETag"]
     assert again.headers["Idempotency-Replayed"] == "true"
-    assert await data_of(client, "a") == ["1"]
+    assert await client.data_of("a") == ["1"]
 
 
 async def test_at_once_the_same_key_stores_one_event(client: Client) -> None:
@@ -165,7 +153,7 @@ async def test_at_once_the_same_key_stores_one_event(client: Client) -> None:
     assert {answer.status for answer in answers} == {200}
     assert len({answer.body for answer in answers}) == 1
     assert sum("Idempotency-Replayed" in answer.headers for answer in answers) == 19
-    assert await data_of(client, "a") == ["1"]
+    assert await client.data_of("a") == ["1"]
 
 
 @pytest.mark.parametrize("reducer", ["last", "merge"])
@@ -222,7 +210,7 @@ async def test_if_match_publishes_only_onto_the_position_it_names(
     # The answer's own ETag is what the next publish needs.
     third = await client.post("/publish/a", b"3", {"If-Match": second.headers["ETag"]})
     assert third.status == 200
-    assert await data_of(client, "a") == ["1", "2", "3"]
+    assert await client.data_of("a") == ["1", "2", "3"]
 
 
 async def test_if_match_star_wants_any_event_before(client: Client) -> None:
@@ -347,4 +335,4 @@ async def test_a_publisher_that_leaves_does_not_undo_its_event(start: Start, red
         assert publisher.events == 0
         proxy.release()
         await until(lambda: publisher.events == 1)
-        assert await data_of(client, "left") == ["1"]
+        assert await client.data_of("left") == ["1"]

@@ -24,7 +24,7 @@ async def test_the_head_forbids_caches_and_proxies_to_touch_a_stream(client: Cli
 async def test_the_first_block_has_the_retry_time_and_the_tailed_position(start: Start) -> None:
     client = await start({"streams": {"retry_ms": 1234}})
     published = await client.publish("a", b"1")
-    await until(lambda: str(client.gateway.tails["default"].mirror.tailed) == published)
+    await client.settle()
     async with open_raw(client.worker, "/events/a") as stream:
         body = await stream.read_until(b"\n\n")
     assert body == f"retry: 1234\nid: {published}\n\n".encode()
@@ -196,7 +196,7 @@ async def test_a_malformed_header_is_a_gap_and_the_stream_goes_on(
     client: Client, header: bytes
 ) -> None:
     newest = await client.publish("a", b"0")
-    await until(lambda: str(client.gateway.tails["default"].mirror.tailed) == newest)
+    await client.settle()
     async with open_raw(
         client.worker, "/events/a", b"Last-Event-ID: %b\r\n" % header
     ) as stream:  # fmt: skip

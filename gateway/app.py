@@ -29,6 +29,7 @@ from gateway.store.redis import RedisStore, StoreLimits
 from gateway.telemetry.metrics import Metrics
 from gateway.web.admin import ChannelsHandler
 from gateway.web.console import ConsoleHandler
+from gateway.web.description import DescriptionHandler
 from gateway.web.health import HealthHandler
 from gateway.web.history import HistoryHandler, HistoryOptions
 from gateway.web.publish import PublishHandler
@@ -165,6 +166,7 @@ def build_gateway(settings: Settings, redis_url: str) -> Gateway:
         channels=ChannelsHandler(store, hub, tails, names),
         health=HealthHandler(tails, metrics.exposition),
         console=ConsoleHandler(),
+        description=DescriptionHandler(),
     )
     gateway = Gateway(settings, store, publisher, tails, hub, rings, snapshots, metrics, handlers)
     _watch(gateway)

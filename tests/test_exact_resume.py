@@ -428,7 +428,7 @@ def test_every_subscriber_gets_every_event_once_in_order_or_a_gap() -> None:
     run_state_machine_as_test(
         ExactResume,
         settings=settings(
-            max_examples=int(os.environ.get("RESUME_EXAMPLES", "30")),
+            max_examples=int(os.environ.get("RESUME_EXAMPLES", "60")),
             stateful_step_count=40,
             phases=[Phase.explicit, Phase.reuse, Phase.generate],
             deadline=None,

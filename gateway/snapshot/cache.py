@@ -205,22 +205,32 @@ class Snapshots:
                     load.events.clear()
                     life, contents, _ = await self._store.read(namespace.name, [channel], "state")
                     self.counters.loads += 1
-                    if mirror.restarts == restarts and mirror.life is not None:
-                        if life.same_history(mirror.life):
-                            break
-                        await tail.changed()
+                    if mirror.restarts != restarts or mirror.life is None:
+                        continue
+                    index = contents[0].index
+                    if life.same_history(mirror.life):
+                        if index is not None and not index.deleted:
+                            if not _has_end(load.events, index.last):
+                                break
+                            if mirror.exists(channel):
+                                continue  # It ended and began again since it was read.
+                        if index is None or not mirror.exists(channel):
+                            raise UnknownChannel(channel)
+                    # An answer would name a position that the tail has not come to.
+                    await tail.changed()
         except TimeoutError as error:
             assert deadline.expired()
             raise StoreUnavailable("this worker is behind the store") from error
         finally:
             del self._loads[channel]
-        index = contents[0].index
-        gone = any(event.deletion for event in load.events if index and event.id > index.last)
-        if index is None or index.deleted or gone:
-            raise UnknownChannel(channel)
         state = load_state(namespace.reducer, contents[0].state)
         kept = self._kept[channel] = _Kept(namespace.name, state, index.last)
         for event in load.events:
             kept.fold(event)
         self._count(kept)
         return kept
+
+
+def _has_end(events: Sequence[Event], after: Position) -> bool:
+    """Tell whether a channel ends in its events after a position."""
+    return any(event.deletion for event in events if event.id > after)

@@ -371,6 +371,8 @@ class RedisStore:
             raise StoreUnavailable(f"redis is full: {error}") from error
         except ResponseError as error:
             self.errors += 1
+            if "-READONLY " in str(error):  # Redis 6.2 wraps what a script runs into.
+                await self._server.forget()
             raise self._response_error(namespace, str(error)) from error
         except RedisError as error:
             self.errors += 1
@@ -387,6 +389,8 @@ class RedisStore:
             return StoreRefused(f"namespace {namespace} was written by another version: {text}")
         if "CORRUPT " in text or "WRONGTYPE" in text:
             return StoreRefused(f"namespace {namespace} holds unexpected data: {text}")
+        if "-OOM " in text:
+            return StoreUnavailable(f"redis is full: {text}")
         return StoreUnavailable(f"redis: {text}")
 
 

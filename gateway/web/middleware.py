@@ -10,7 +10,7 @@ from gateway.protocol.errors import GatewayError
 from gateway.web.problem import problem, problem_of
 
 _log = logging.getLogger(__name__)
-_PUBLIC = ("events", "snapshots", "history")
+_PUBLIC = ("events", "snapshots", "history", "openapi.json")
 _SAFE = ("GET", "HEAD", "OPTIONS")
 
 

@@ -6,6 +6,7 @@ from aiohttp import web
 
 from gateway.web.admin import ChannelsHandler
 from gateway.web.console import ConsoleHandler
+from gateway.web.description import DescriptionHandler
 from gateway.web.health import HealthHandler
 from gateway.web.history import HistoryHandler
 from gateway.web.middleware import guard, preflight
@@ -25,6 +26,7 @@ class Handlers:
     channels: ChannelsHandler
     health: HealthHandler
     console: ConsoleHandler
+    description: DescriptionHandler
 
 
 def build_application(
@@ -46,6 +48,7 @@ def build_application(
         (f"/events/{anything}", handlers.streams.get),
         (f"/snapshots/{anything}", handlers.snapshots.get),
         (f"/history/{anything}", handlers.history.get),
+        ("/openapi.json", handlers.description.get),
     )
     for path, handler in readers:
         add("GET", path, handler)

@@ -153,6 +153,20 @@ def test_a_ring_read_before_the_tail_went_on_is_refused() -> None:
     assert judge(made, 30) == Resumable()
 
 
+def test_a_ring_that_was_dropped_and_begun_again_during_its_read_is_refused() -> None:
+    made = mirror({"a": 40}, [event(101, 40)], limit_bytes=1)
+    stale = ChannelContents(IndexEntry(at(40), False), [event(40, 30)], {})
+    made.take([event(102, 0, "b")])
+    made.take([event(103, 101)])
+    # The read knows nothing of what happened at 101.
+    assert not made.add_ring("a", stale, at(100))
+    assert judge(made, 40) == NeedsRings(["a"])
+    whole = [event(40, 30), event(101, 40), event(103, 101)]
+    assert made.add_ring("a", ChannelContents(IndexEntry(at(103), False), whole, {}), at(103))
+    entries = made.entries_after(select("a"), at(30), 10_000)
+    assert [entry.id for entry in entries] == [at(40), at(101), at(103)]
+
+
 def test_another_history_drops_rings_and_index() -> None:
     made = mirror({"a": 40}, [event(101, 40)])
     life = replace(LIFE, epoch="f", floor=at(200), clock=at(210), last=at(200))

@@ -13,9 +13,11 @@ from gateway.protocol.errors import StoreUnavailable
 from gateway.protocol.namespace import Reducer
 from gateway.protocol.position import ORIGIN, Position
 from gateway.store.redis import RedisStore
+from gateway.store.scripts import READ
 from tests.hub.following import Follower, following, select
 from tests.running import Valkey, until
 from tests.store.opening import DEFAULT, calls, new, open_store, publish, read_ring
+from tests.web.proxy import redis_proxy
 
 QUIET_MS = 60_000
 """A tail that blocks this long asks the server nothing while a test counts its commands."""
@@ -186,6 +188,73 @@ async def test_a_wildcard_whose_rings_exceed_the_mirror_is_a_gap_not_an_endless_
         # The last few fit.
         got = await follower.replay("c/*", position=positions[-4])
         assert [event.id for event in got] == positions[-3:]
+
+
+async def test_a_ring_that_went_on_and_was_evicted_during_its_read_is_read_again_at_once(
+    redis: Valkey, store: RedisStore
+) -> None:
+    """No further event comes, so whoever waited for one would wait for ever."""
+    first = await publish(store, new("a"))
+    async with (
+        redis_proxy(redis.socket) as proxy,
+        open_store(proxy.url) as reader,
+        following(reader, limit_bytes=1, block_ms=QUIET_MS) as follower,
+    ):
+        proxy.hold(READ.sha.encode())
+        reading = asyncio.create_task(follower.rings.read(follower.tail, ["a"]))
+        await until(lambda: proxy.seen(READ.sha.encode()))
+        later = await publish(store, new("a"), new("b"))
+        await follower.tailed(later[-1])
+        assert follower.mirror.ring("a") is None
+        proxy.release()
+        async with asyncio.timeout(10):
+            await reading
+        assert in_memory(follower, "a") == [*first, later[0]]
+        assert follower.rings.reads == 2
+
+
+async def test_a_ring_read_across_a_new_beginning_is_read_again(
+    redis: Valkey, store: RedisStore
+) -> None:
+    await publish(store, new("a"))
+    async with (
+        redis_proxy(redis.socket) as proxy,
+        open_store(proxy.url) as reader,
+        following(reader, block_ms=QUIET_MS) as follower,
+    ):
+        proxy.hold(READ.sha.encode())
+        reading = asyncio.create_task(follower.rings.read(follower.tail, ["a"]))
+        await until(lambda: proxy.seen(READ.sha.encode()))
+        async with redis.client() as client:
+            await client.flushall()
+        fresh = await publish(store, new("a"))
+        await until(lambda: follower.mirror.tailed == fresh[0])
+        proxy.release()
+        async with asyncio.timeout(10):
+            await reading
+        assert in_memory(follower, "a") == fresh
+
+
+async def test_a_ring_that_the_index_knows_to_be_ahead_waits_for_the_tail(
+    store: RedisStore,
+) -> None:
+    """As when an event comes between the two things that a tail begins with."""
+    positions = await publish(store, new("a"))
+    life = await store.greet("default")
+    positions += await publish(store, new("a"))
+    index = {name: entry async for name, entry in store.scan_index("default")}
+    follower = Follower(store, DEFAULT, 1 << 20, QUIET_MS)
+    follower.mirror.restart(life, index)
+    reading = asyncio.create_task(follower.rings.read(follower.tail, ["a"]))
+    await until(lambda: follower.rings.reads == 1)
+    await store.greet("default")
+    assert not reading.done()
+    await follower.start()
+    async with asyncio.timeout(10):
+        await reading
+    await follower.stop()
+    assert follower.heard.restarts == []
+    assert in_memory(follower, "a") == positions
 
 
 async def test_a_ring_is_read_again_when_the_store_was_replaced_meanwhile(

@@ -251,6 +251,23 @@ async def test_reach_asks_the_store_for_positions_it_gave_out_without_an_event(
         assert await follower.tail.reach(clock, 10)
 
 
+async def test_reach_waits_until_the_tail_has_noticed_another_history(
+    redis: Valkey, store: RedisStore
+) -> None:
+    async with following(store, block_ms=60_000) as follower:
+        last = (await publish(store, new("a")))[0]
+        await follower.tailed(last)
+        async with redis.client() as client:
+            await client.flushall()
+            waiting = asyncio.create_task(follower.tail.reach(Position(last.ms + 1_000_000, 0), 10))
+            while not await client.exists("sg:{default}:meta"):
+                await asyncio.sleep(0.001)
+        assert not waiting.done()
+        fresh = (await publish(store, new("a")))[0]
+        assert not await waiting
+        assert follower.mirror.tailed == fresh
+
+
 async def test_reach_of_a_store_that_is_down_is_unavailable(
     redis: Valkey, store: RedisStore
 ) -> None:

@@ -10,9 +10,15 @@ from hypothesis import strategies as st
 from gateway.protocol.batch import PublishLimits, parse_batch, parse_event
 from gateway.protocol.errors import InvalidBatch, InvalidField, LimitExceeded, TooLarge
 from gateway.protocol.event import NewEvent
+from gateway.protocol.namespace import Namespace, Reducer
 
 LIMITS = PublishLimits()
-DECLARED = {"default", "stocks"}
+NAMESPACES = {
+    "default": Namespace("default"),
+    "stocks": Namespace("stocks"),
+    "board": Namespace("board", Reducer.KEYED),
+    "patch": Namespace("patch", Reducer.MERGE),
+}
 
 
 @pytest.mark.parametrize(
@@ -109,7 +115,7 @@ def test_a_batch_keeps_the_order_and_the_number_of_each_line() -> None:
         {"channel": "a", "data": ""},
         b"",
     )
-    assert parse_batch(body, DECLARED, LIMITS) == (
+    assert parse_batch(body, NAMESPACES, LIMITS) == (
         "default",
         [
             NewEvent("a", b'{"n":1}', True),
@@ -123,13 +129,13 @@ def test_a_batch_keeps_the_order_and_the_number_of_each_line() -> None:
 
 def test_lines_may_end_in_cr_lf() -> None:
     body = b'{"channel":"stocks/a","data":1}\r\n{"channel":"stocks/b","data":2}\r\n'
-    namespace, events, lines = parse_batch(body, DECLARED, LIMITS)
+    namespace, events, lines = parse_batch(body, NAMESPACES, LIMITS)
     assert (namespace, [event.data for event in events], lines) == ("stocks", [b"1", b"2"], [1, 2])
 
 
 def test_big_integers_stay_exact_in_a_batch() -> None:
     body = b'{"channel":"a","data":[12345678901234567890123]}'
-    [event] = parse_batch(body, DECLARED, LIMITS)[1]
+    [event] = parse_batch(body, NAMESPACES, LIMITS)[1]
     assert event.data == b"[12345678901234567890123]"
 
 
@@ -151,6 +157,7 @@ def test_big_integers_stay_exact_in_a_batch() -> None:
             "event",
             "is unknown; a line has channel, data",
         ),
+        ({"channel": "a", "data": 1, "x" * 300: 1}, "x" * 100, "is unknown"),
         ({"channel": "a b", "data": 1}, "channel", "must be segments"),
         ({"channel": "a", "data": 1, "type": "\n"}, "type", "must not contain CR, LF or NUL"),
         ({"channel": "a", "data": 1, "key": "k" * 256}, "key", "must be at most 255 bytes"),
@@ -161,7 +168,7 @@ def test_big_integers_stay_exact_in_a_batch() -> None:
 def test_a_bad_line_is_named_with_field_and_rule(line: object, field: str, rule: str) -> None:
     good = {"channel": "a", "data": 1}
     with pytest.raises(InvalidBatch) as caught:
-        parse_batch(batch(good, b"", line, good), DECLARED, replace(LIMITS, event_bytes=100))
+        parse_batch(batch(good, b"", line, good), NAMESPACES, replace(LIMITS, event_bytes=100))
     [error] = caught.value.errors
     assert (error.line, error.field) == (3, field)
     assert error.rule.startswith(rule)
@@ -169,7 +176,7 @@ def test_a_bad_line_is_named_with_field_and_rule(line: object, field: str, rule:
 
 def test_every_bad_line_is_named() -> None:
     with pytest.raises(InvalidBatch) as caught:
-        parse_batch(batch(b"x", {"channel": "a", "data": 1}, {"data": 1}, b"y"), DECLARED, LIMITS)
+        parse_batch(batch(b"x", {"channel": "a", "data": 1}, {"data": 1}, b"y"), NAMESPACES, LIMITS)
     assert [(error.line, error.field) for error in caught.value.errors] == [
         (1, "line"),
         (3, "channel"),
@@ -177,26 +184,42 @@ def test_every_bad_line_is_named() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("lines", "field"),
+    [
+        ([{"data": 1, "key": "k"}, {"data": 1}, {"data": "", "key": "k"}, {"data": ""}], "key"),
+        ([{"data": {}}, {"data": "text"}, {"data": None}, {"data": ""}], "data"),
+    ],
+)
+def test_every_line_that_the_reducer_cannot_take_is_named(
+    lines: list[dict[str, object]], field: str
+) -> None:
+    channel = "board/a" if field == "key" else "patch/a"
+    with pytest.raises(InvalidBatch) as caught:
+        parse_batch(batch(*({"channel": channel, **line} for line in lines)), NAMESPACES, LIMITS)
+    assert [(error.line, error.field) for error in caught.value.errors] == [(2, field), (4, field)]
+
+
 def test_the_first_hundred_bad_lines_are_named() -> None:
     with pytest.raises(InvalidBatch) as caught:
-        parse_batch(b"x\n" * 1000, DECLARED, LIMITS)
+        parse_batch(b"x\n" * 1000, NAMESPACES, LIMITS)
     assert [error.line for error in caught.value.errors] == list(range(1, 101))
 
 
 @pytest.mark.parametrize("body", [b"", b"\n", b" \n\r\n"])
 def test_a_batch_without_lines_is_refused(body: bytes) -> None:
     with pytest.raises(InvalidField, match="body: a batch needs at least one line"):
-        parse_batch(body, DECLARED, LIMITS)
+        parse_batch(body, NAMESPACES, LIMITS)
 
 
 def test_the_events_and_bytes_of_a_batch_are_bounded() -> None:
     body = batch(*[{"channel": "a", "data": 1}] * 3)
-    assert len(parse_batch(body, DECLARED, replace(LIMITS, batch_events=3))[1]) == 3
+    assert len(parse_batch(body, NAMESPACES, replace(LIMITS, batch_events=3))[1]) == 3
     with pytest.raises(TooLarge, match="body: a batch is at most 2 lines"):
-        parse_batch(body, DECLARED, replace(LIMITS, batch_events=2))
-    assert parse_batch(body, DECLARED, replace(LIMITS, batch_bytes=len(body)))
+        parse_batch(body, NAMESPACES, replace(LIMITS, batch_events=2))
+    assert parse_batch(body, NAMESPACES, replace(LIMITS, batch_bytes=len(body)))
     with pytest.raises(TooLarge, match="body: a batch is at most"):
-        parse_batch(body, DECLARED, replace(LIMITS, batch_bytes=len(body) - 1))
+        parse_batch(body, NAMESPACES, replace(LIMITS, batch_bytes=len(body) - 1))
 
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -214,7 +237,7 @@ def test_what_a_batch_says_is_what_is_published(
         )
         for data, type, key in rows
     )
-    _, events, lines = parse_batch(body.encode(), DECLARED, LIMITS)
+    _, events, lines = parse_batch(body.encode(), NAMESPACES, LIMITS)
     assert lines == list(range(1, len(rows) + 1))
     for event, (data, type, key) in zip(events, rows, strict=True):
         assert (event.type, event.key, event.json) == (type, key, not isinstance(data, str))

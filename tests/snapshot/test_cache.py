@@ -8,7 +8,7 @@ import orjson
 import pytest
 
 from gateway.protocol.coding import compress
-from gateway.snapshot import variants
+from gateway.snapshot import cache, variants
 from tests.running import Valkey, until
 from tests.web.client import Client
 from tests.web.conftest import Start
@@ -35,30 +35,29 @@ def compressions(monkeypatch: pytest.MonkeyPatch) -> Compressions:
     return seen
 
 
-@pytest.mark.parametrize("data", [b'{"n":1}', LARGE])
+@pytest.mark.parametrize(("data", "crowd"), [(b'{"n":1}', 40), (LARGE, 200)])
 async def test_a_crowd_costs_one_read_one_rendering_and_one_variant_of_each_coding(
-    start: Start, compressions: Compressions, data: bytes
+    start: Start, compressions: Compressions, data: bytes, crowd: int
 ) -> None:
     client = await start()
     counters = client.gateway.snapshots.counters
     codings = ("gzip", "br", "zstd", "identity")
-    for loads, position in enumerate([await client.publish("a", data), ""]):
+    for loads in (0, 1):
+        await client.publish("a", data)  # The second is folded: nothing is read again.
         await client.settle()
         answers = await asyncio.gather(
-            *(client.get("/snapshots/a", {"Accept-Encoding": codings[n % 4]}) for n in range(200))
+            *(client.get("/snapshots/a", {"Accept-Encoding": codings[n % 4]}) for n in range(crowd))
         )
         assert {answer.status for answer in answers} == {200}
         assert len({answer.body for answer in answers}) == 4
         assert len({answer.headers["ETag"] for answer in answers}) == 4
         assert counters.loads == 1
         assert counters.renders == loads + 1
-        assert counters.hits == (loads + 1) * 199
+        assert counters.hits == (loads + 1) * (crowd - 1)
         assert counters.variants == (loads + 1) * 3
         assert sorted(coding for coding, _ in compressions.calls) == sorted(
             codings[:3] * (loads + 1)
         )
-        if position:
-            await client.publish("a", data)  # The tail keeps it: no second read.
 
 
 async def test_only_large_variants_leave_the_loop(start: Start, compressions: Compressions) -> None:
@@ -72,23 +71,32 @@ async def test_only_large_variants_leave_the_loop(start: Start, compressions: Co
         assert (thread is threading.main_thread()) is on_loop
 
 
+def requests_handled() -> int:
+    """Return how many requests the servers of this process have under way."""
+    coros = (task.get_coro() for task in asyncio.all_tasks())
+    return sum(getattr(c, "__qualname__", "") == "RequestHandler._handle_request" for c in coros)
+
+
 async def test_a_reader_that_leaves_takes_nobody_elses_snapshot_along(
     start: Start, redis: Valkey
 ) -> None:
     async with redis_proxy(redis.socket) as proxy:
         client = await start(None, proxy.url)
-        await client.publish("a", b"1")
+        await client.publish_lines([{"channel": name, "data": "1"} for name in ("a", "other")])
         await client.settle()
+        await client.get("/snapshots/other")  # From here the server knows the script.
         proxy.hold(b"EVALSHA")
         first = asyncio.create_task(client.get("/snapshots/a"))
         await until(lambda: proxy.seen(b"state:a"))
         second = asyncio.create_task(client.get("/snapshots/a"))
-        assert (await client.get("/livez")).status == 200
+        await until(lambda: requests_handled() == 2)
         first.cancel()
         await asyncio.gather(first, return_exceptions=True)
+        await until(lambda: requests_handled() == 1)
         proxy.release()
         assert (await second).json["state"] == "1"
-        assert client.gateway.snapshots.counters.loads == 1
+        # Asked for once: a client that was dropped would have come again.
+        assert proxy.seen(b"state:a") == 1
 
 
 async def test_events_that_come_while_the_state_is_read_fold_once(
@@ -153,6 +161,27 @@ async def test_a_store_that_was_emptied_while_a_state_is_read_leaves_no_trace_of
         assert old not in answer.body.decode()
 
 
+async def test_a_worker_that_has_not_noticed_another_history_reads_no_state_of_it(
+    start: Start, redis: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "_BEHIND_SECONDS", 0.1)
+    async with redis_proxy(redis.socket) as proxy:
+        publisher, client = await start(), await start(None, proxy.url)
+        await publisher.publish("a", b"old")
+        await client.settle()
+        proxy.hold(b"XREAD")
+        async with redis.client() as store:
+            await store.flushall()
+        await publisher.publish("a", b"new")
+        behind = await client.get("/snapshots/a")
+        assert behind.status == 503
+        assert "behind" in behind.problem["detail"]
+        proxy.release()
+        mirror = client.gateway.tails["default"].mirror
+        await until(lambda: mirror.restarts > 1 and mirror.exists("a"))
+        assert (await client.get("/snapshots/a")).json["state"] == "new"
+
+
 async def test_the_least_recently_used_states_are_dropped_beyond_the_limit(start: Start) -> None:
     limit = 50_000
     client = await start({"snapshots": {"cache_limit_bytes": limit}})
@@ -175,7 +204,7 @@ async def test_the_least_recently_used_states_are_dropped_beyond_the_limit(start
     for n in range(10):
         await get(f"c{n}")
     # What the tail folds counts too.
-    await client.publish("c9", b"y" * 40_000)
+    await client.publish("c9", b"y" * 30_000)
     await client.settle()
     assert kept_bytes(client) <= limit
     # One that is larger than everything is still served, and drops the others.

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from redis.asyncio import Redis
 
 from gateway.protocol.errors import OutcomeUnknown, StoreRefused, StoreUnavailable
 from gateway.store.connection import ConnectionOptions, open_server
@@ -44,6 +45,17 @@ async def test_a_publish_whose_reply_is_lost_is_stored_once_and_its_outcome_unkn
         assert again == [(ring[-1].id, True)]
         assert len(await read_ring(store, "a")) == 2
         assert store.errors == 1
+
+
+async def test_a_client_as_redis_py_makes_it_runs_such_a_command_twice(redis: Valkey) -> None:
+    async with (
+        cutting_proxy(redis.socket) as proxy,
+        Redis(port=int(proxy.url.rpartition(":")[2]), protocol=2) as client,
+    ):
+        await client.ping()
+        proxy.cut_after(b"INCR")
+        assert await client.incr("n") == 2
+        assert proxy.sent(b"INCR") == 2
 
 
 async def test_a_merge_whose_reply_is_lost_is_folded_once(redis: Valkey) -> None:
@@ -247,8 +259,10 @@ async def test_a_wrong_password_is_said_but_not_shown(tmp_path: Path) -> None:
     async with valkey(tmp_path / "valkey", port=port) as server:
         async with server.client() as client:
             await client.execute_command("ACL", "SETUSER", "gate", "on", ">p@ss/w", "~*", "+@all")
+            await client.execute_command("ACL", "SETUSER", "reader", "on", ">r", "~*", "+info")
         said = await failure(f"redis://gate:s3cret@127.0.0.1:{port}")
         assert "password" in said
+        assert "evalsha" in await failure(f"redis://reader:r@127.0.0.1:{port}")
         # Percent-encoded, any password can stand in the URL.
         async with open_store(f"redis://gate:p%40ss%2Fw@127.0.0.1:{port}") as store:
             await store.check()

@@ -208,6 +208,19 @@ async def test_a_caller_that_leaves_takes_nobody_with_it(
     assert state.keys() >= {f"k{at}" for at in left}
 
 
+async def test_callers_that_all_left_before_their_round_store_nothing(
+    redis: Valkey, publisher: Publisher
+) -> None:
+    await merge(publisher, "{}")
+    callers = [asyncio.create_task(merge(publisher, '{"left":1}')) for _ in range(3)]
+    await asyncio.sleep(0)
+    for caller in callers:
+        caller.cancel()
+    await asyncio.gather(*callers, return_exceptions=True)
+    await merge(publisher, '{"stayed":1}')
+    assert await stored_text(redis) == b'j{"stayed":1}'
+
+
 async def test_merges_are_idempotent_alone_grouped_and_within_a_call(
     redis: Valkey, publisher: Publisher
 ) -> None:

@@ -5,6 +5,7 @@ import io
 import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -14,6 +15,8 @@ from multidict import CIMultiDictProxy
 from yarl import URL
 
 from gateway.app import Gateway
+from gateway.hub.tail import Tail
+from gateway.protocol.position import Position
 from tests.running import Block, Stream, Valkey, Worker, follow, until
 
 NDJSON = {"Content-Type": "application/x-ndjson"}
@@ -45,6 +48,10 @@ class Answer:
         assert document["title"]
         assert document["detail"]
         return document
+
+
+def _has_reached(tail: Tail, position: Position) -> bool:
+    return tail.mirror.tailed >= position
 
 
 class Client:
@@ -100,7 +107,7 @@ class Client:
         """Wait until this worker has tailed all that is stored now."""
         for name, tail in self.gateway.tails.items():
             life = await self.gateway.store.greet(name)
-            await until(lambda tail=tail, life=life: tail.mirror.tailed >= life.last)
+            await until(partial(_has_reached, tail, life.last))
 
     async def data_of(self, channel: str) -> list[object]:
         """Return the data of all that the channel's ring holds now."""

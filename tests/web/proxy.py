@@ -14,6 +14,7 @@ class RedisProxy:
         self.requests: list[bytes] = []
         self._target = target
         self._held = b""
+        self._writers: set[asyncio.StreamWriter] = set()
         self._open = asyncio.Event()
         self._open.set()
 
@@ -26,6 +27,11 @@ class RedisProxy:
     def release(self) -> None:
         """Let everything through, what was kept back first."""
         self._open.set()
+
+    def cut(self) -> None:
+        """Close every connection there is, replies that were kept back unsent."""
+        for writer in self._writers:
+            writer.transport.abort()
 
     def seen(self, command: bytes) -> int:
         """Return how many requests contained `command` since the last `hold`."""
@@ -50,6 +56,7 @@ class RedisProxy:
                 writer.write(data)
                 await writer.drain()
 
+        self._writers.add(writer)
         pumps = [asyncio.create_task(up()), asyncio.create_task(down())]
         try:
             await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
@@ -57,6 +64,7 @@ class RedisProxy:
             for pump in pumps:
                 pump.cancel()
             await asyncio.gather(*pumps, return_exceptions=True)
+            self._writers.discard(writer)
             up_writer.close()
             writer.close()
 

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Iterator
+from contextlib import AsyncExitStack
 
 import orjson
 import pytest
@@ -147,16 +148,13 @@ async def test_many_subscribers_that_leave_in_the_middle_of_a_write_leave_nothin
 ) -> None:
     client = await start({"namespaces": {"default": {"ring_limit_bytes": 1 << 27}}})
     with caplog.at_level(logging.WARNING):
-        opened = [
-            open_raw(client.worker, "/events/a", receive_buffer_bytes=RECEIVE_BUFFER_BYTES)
-            for _ in range(10)
-        ]
-        for stream in opened:
-            await (await stream.__aenter__()).read_until(b"\n\n")
-        ids: list[str] = []
-        await fill(client, ids)
-        for stream in opened:
-            await stream.__aexit__(None, None, None)
+        async with AsyncExitStack() as stack:
+            for _ in range(10):
+                opening = open_raw(
+                    client.worker, "/events/a", receive_buffer_bytes=RECEIVE_BUFFER_BYTES
+                )
+                await (await stack.enter_async_context(opening)).read_until(b"\n\n")
+            await fill(client, [])
         await until(lambda: client.gateway.hub.subscribers == 0)
         assert client.gateway.hub.count_lagging() == 0
     assert caplog.records == []

@@ -103,8 +103,7 @@ async def test_whatever_is_sent_the_answer_is_never_a_failure_of_ours(client: Cl
 
 
 async def test_a_protected_namespace_answers_nothing(start: Start) -> None:
-    open_ = {"namespaces": {"secret": {}}}
-    insider = await start(open_)
+    insider = await start({"namespaces": {"secret": {}}})
     await insider.publish("secret/a", b"1")
     await insider.publish("public", b"1")
     client = await start({"namespaces": {"secret": {"visibility": "protected"}}})

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import aiohttp
@@ -12,13 +12,15 @@ from aiohttp import web
 
 from gateway.app import build_gateway
 from gateway.settings import Settings
+from gateway.settings_schema import StreamSettings
 from gateway.web.routes import build_application
 from tests.running import Valkey, Worker, until
-from tests.web.client import EVENT_SOURCE, Answer, Client, event, first_id
+from tests.web.client import EVENT_SOURCE, Answer, Client, event, first_id, open_raw
 from tests.web.conftest import Start
 from tests.web.proxy import redis_proxy
 
 RETRY_MS = 1000
+EVENT_SOURCE_HEADER = b"Accept: text/event-stream\r\n"
 
 
 def assert_told_to_come_back(answer: Answer, reason: str, last_event_id: str = "") -> int:
@@ -52,10 +54,7 @@ async def assert_refused_both_ways(client: Client, reason: str, last_event_id: s
 @asynccontextmanager
 async def without_store(session: aiohttp.ClientSession, socket: Path) -> AsyncIterator[Client]:
     """Serve from a gateway whose store has never answered."""
-    gateway = build_gateway(
-        Settings(streams={"retry_ms": RETRY_MS}),  # type: ignore[arg-type]
-        f"unix://{socket}",
-    )
+    gateway = build_gateway(Settings(streams=StreamSettings(retry_ms=RETRY_MS)), f"unix://{socket}")
     application = build_application(gateway.handlers, base_path="", body_limit_bytes=1000)
     runner = web.AppRunner(application, access_log=None, handler_cancellation=True)
     running = asyncio.create_task(gateway.run())
@@ -99,6 +98,21 @@ async def test_one_stream_over_the_limit_is_told_to_come_back(start: Start) -> N
         await until(lambda: client.gateway.hub.subscribers == 1)
         async with client.follow("/events/a") as three:
             await first_id(three)
+
+
+async def test_of_many_who_come_at_once_no_more_than_the_limit_are_taken(start: Start) -> None:
+    client = await start({"streams": {"subscribers_limit": 5}})
+    position = b"Last-Event-ID: %b\r\n" % (await client.publish("a", b"1")).encode()
+    async with AsyncExitStack() as stack:
+        streams = [
+            await stack.enter_async_context(
+                open_raw(client.worker, "/events/a", EVENT_SOURCE_HEADER + position)
+            )
+            for _ in range(20)
+        ]
+        bodies = await asyncio.gather(*(stream.read_until(b"\n\n") for stream in streams))
+        assert client.gateway.hub.subscribers == 5
+        assert sum(b"unavailable" in body for body in bodies) == 15
 
 
 async def test_retry_times_are_spread(start: Start) -> None:
@@ -171,3 +185,63 @@ async def test_whoever_accepts_a_stream_is_an_event_source(start: Start, accept:
 async def test_a_bad_request_stays_a_400_even_then(client: Client) -> None:
     client.gateway.handlers.streams.draining = True
     assert (await client.get("/events/a?x=1", EVENT_SOURCE)).status == 400
+
+
+async def test_a_position_that_a_lost_store_alone_could_judge_is_asked_for_again(
+    start: Start, redis: Valkey
+) -> None:
+    client = await start({"streams": {"retry_ms": RETRY_MS}})
+    tailed = await client.publish("a", b"1")
+    await client.settle()
+    await redis.stop()
+    await until(lambda: not client.gateway.tails["default"].connected)
+    await assert_refused_both_ways(client, "store", "9000000000000-0")
+    # What this worker has tailed it can serve.
+    async with client.follow("/events/a", tailed) as stream:
+        assert await first_id(stream) == tailed
+
+
+async def test_a_publish_whose_outcome_is_unknown_says_so_and_is_stored_once(
+    start: Start, redis: Valkey
+) -> None:
+    async with redis_proxy(redis.socket) as proxy:
+        client = await start(None, proxy.url)
+        proxy.hold(b"EVALSHA")
+        publishing = asyncio.create_task(
+            client.post("/publish/lost/reply", b"1", {"Idempotency-Key": "k"})
+        )
+        await until(lambda: proxy.seen(b"lost/reply"))
+        proxy.cut()
+        answer = await publishing
+        assert answer.status == 503
+        assert answer.problem["title"] == "Outcome unknown"
+        assert answer.problem["outcome"] == "unknown"
+        assert answer.headers["Retry-After"] == "1"
+        proxy.release()
+        again = await client.post("/publish/lost/reply", b"1", {"Idempotency-Key": "k"})
+        assert again.status == 200
+        assert await client.data_of("lost/reply") == ["1"]
+
+
+async def test_stored_data_that_nothing_may_build_on_is_a_failure_that_names_it(
+    start: Start, redis: Valkey
+) -> None:
+    client = await start()
+    async with redis.client() as store:
+        await store.set("sg:{default}:ring:a", "not a stream")
+    answer = await client.post("/publish/a", b"1")
+    assert answer.status == 500
+    assert "sg:{default}:ring:a" in answer.problem["detail"]
+    assert (await client.post("/publish/b", b"1")).status == 200
+
+
+async def test_a_failure_of_ours_is_a_problem_and_a_line_in_the_log(
+    client: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    await client.publish("a", b"1")
+    await client.settle()
+    monkeypatch.delattr(client.gateway.tails["default"].mirror, "index")
+    answer = await client.get("/channels")
+    assert (answer.status, answer.problem["title"]) == (500, "Internal error")
+    assert "index" not in answer.problem["detail"]
+    assert "GET /channels" in caplog.text

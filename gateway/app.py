@@ -67,7 +67,7 @@ class Gateway:
         async with asyncio.TaskGroup() as tasks:
             for tail in self.tails.values():
                 tasks.create_task(tail.run())
-            tasks.create_task(self.hub.run(self.rings))
+            tasks.create_task(self.hub.run(self.rings, self.tails.values()))
             tasks.create_task(self._sweep())
 
     async def _sweep(self) -> None:

@@ -266,6 +266,14 @@ class Settings(BaseSettings):
                 f"must hold one event: publish.event_limit_bytes is {event_limit_bytes}",
                 ("publish", "event_limit_bytes"),
             )
+        # Every namespace's tail keeps one to itself.
+        if self.store.connections_limit <= len(self.namespaces):
+            raise _broken(
+                ("store", "connections_limit"),
+                self.store.connections_limit,
+                f"must exceed the number of namespaces ({len(self.namespaces)})",
+                ("namespaces",),
+            )
         for name, namespace in self.namespaces.items():
             self._check_ring(("namespaces", name), namespace)
         return self

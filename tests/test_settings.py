@@ -278,6 +278,13 @@ def test_a_page_that_asks_for_no_number_is_no_larger_than_the_largest(written: W
     )
 
 
+def test_each_namespace_has_a_connection_to_follow_by(written: Written) -> None:
+    assert (
+        written.line("[store]\nconnections_limit = 2\n[namespaces.scores]")
+        == "store.connections_limit = 2: must exceed the number of namespaces (2)"
+    )
+
+
 def test_a_cached_snapshot_must_be_one_that_a_stream_can_follow(written: Written) -> None:
     ages = "edge_max_age_seconds = 1\nbrowser_max_age_seconds = 2\n"
     ages += "stale_while_revalidate_seconds = 30\nstale_if_error_seconds = 20\n"

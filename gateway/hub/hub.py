@@ -6,7 +6,7 @@ import random
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gateway.hub.mirror import Mirror, Missing, NeedsRings
 from gateway.hub.rings import RingReader
@@ -44,6 +44,14 @@ class HubCounters:
     timeouts: int = 0
 
 
+@dataclass(slots=True)
+class _Stall:
+    """Subscribers of one namespace whose replay waits for rings from the store."""
+
+    subscribers: set[Subscriber] = field(default_factory=set)
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+
+
 class Hub:
     """Subscriptions of all namespaces on this worker.
 
@@ -63,16 +71,14 @@ class Hub:
         self._subscriptions: dict[Selection, Subscription] = {}
         self._by_channel: defaultdict[str, set[Subscription]] = defaultdict(set)
         self._by_prefix: defaultdict[str, set[Subscription]] = defaultdict(set)
-        self._tails: dict[str, Tail] = {}
-        self._stalled: set[Subscriber] = set()
-        self._stall = asyncio.Event()
+        self._stalls: defaultdict[str, _Stall] = defaultdict(_Stall)
 
     # -- joining and leaving ------------------------------------------------------------------
 
     def join(
         self,
         connection: Connection,
-        tail: Tail,
+        mirror: Mirror,
         selection: Selection,
         position: Position | None,
         *,
@@ -84,8 +90,7 @@ class Hub:
         With `since` the position only bounds a span of time: what is left of it is served.
         `malformed` is a position that could not be read: a gap says so.
         """
-        mirror = tail.mirror
-        subscription = self._subscriptions.get(selection) or self._open(selection, mirror, tail)
+        subscription = self._subscriptions.get(selection) or self._open(selection, mirror)
         start = mirror.head if position is None else position
         subscriber = Subscriber(connection, subscription, start, since)
         subscription.behind.add(subscriber)
@@ -101,11 +106,11 @@ class Hub:
     def leave(self, subscriber: Subscriber) -> None:
         """Detach a stream whose connection is gone or ends; a second call does nothing."""
         subscription = subscriber.subscription
-        if subscriber not in subscription.current and subscriber not in subscription.behind:
+        if subscriber not in subscription:
             return
         subscription.current.discard(subscriber)
         subscription.behind.discard(subscriber)
-        self._stalled.discard(subscriber)
+        self._stalls[subscription.selection.namespace].subscribers.discard(subscriber)
         self.subscribers -= 1
         if not len(subscription):
             self._forget(subscription)
@@ -124,10 +129,9 @@ class Hub:
         """Return how many streams are not current."""
         return sum(len(subscription.behind) for subscription in self._subscriptions.values())
 
-    def _open(self, selection: Selection, mirror: Mirror, tail: Tail) -> Subscription:
+    def _open(self, selection: Selection, mirror: Mirror) -> Subscription:
         subscription = Subscription(selection, mirror, self._options.snapshots)
         self._subscriptions[selection] = subscription
-        self._tails[selection.namespace] = tail
         for channel in selection.channels:
             self._by_channel[channel].add(subscription)
         for prefix in selection.prefixes:
@@ -225,8 +229,9 @@ class Hub:
         while True:
             verdict = mirror.judge(subscription.selection, subscriber.position)
             if isinstance(verdict, NeedsRings):
-                self._stalled.add(subscriber)
-                self._stall.set()
+                stall = self._stalls[subscription.selection.namespace]
+                stall.subscribers.add(subscriber)
+                stall.wake.set()
                 return
             if isinstance(verdict, Missing):
                 if not self._miss(subscriber, verdict):
@@ -271,12 +276,13 @@ class Hub:
 
     # -- what happens by itself ---------------------------------------------------------------
 
-    async def run(self, rings: RingReader) -> None:
+    async def run(self, rings: RingReader, tails: Iterable[Tail]) -> None:
         """Beat, end streams that take nothing, and fetch rings that replays wait for."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._beat())
             tasks.create_task(self._sweep())
-            tasks.create_task(self._fetch(rings))
+            for tail in tails:
+                tasks.create_task(self._fetch(rings, tail))
 
     async def _beat(self) -> None:
         while True:
@@ -300,39 +306,35 @@ class Hub:
                         self.leave(subscriber)
                         subscriber.connection.abort()
 
-    async def _fetch(self, rings: RingReader) -> None:
+    async def _fetch(self, rings: RingReader, tail: Tail) -> None:
+        """Fetch the rings that one namespace's stalled subscribers wait for, all at once."""
+        stall = self._stalls[tail.mirror.namespace.name]
         while True:
-            await self._stall.wait()
-            self._stall.clear()
-            waiting = list(self._stalled)
-            self._stalled.clear()
-            by_namespace: defaultdict[str, list[Subscriber]] = defaultdict(list)
+            await stall.wake.wait()
+            stall.wake.clear()
+            waiting = list(stall.subscribers)
+            stall.subscribers.clear()
+            channels: dict[str, None] = {}
             for subscriber in waiting:
-                by_namespace[subscriber.subscription.selection.namespace].append(subscriber)
-            for namespace, subscribers in by_namespace.items():
-                await self._fetch_for(rings, self._tails[namespace], subscribers)
-
-    async def _fetch_for(
-        self, rings: RingReader, tail: Tail, subscribers: Iterable[Subscriber]
-    ) -> None:
-        channels: dict[str, None] = {}
-        for subscriber in subscribers:
-            verdict = tail.mirror.judge(subscriber.subscription.selection, subscriber.position)
-            if isinstance(verdict, NeedsRings):
-                channels |= dict.fromkeys(verdict.channels)
-        try:
-            await rings.read(tail, list(channels))
-        except GatewayError as error:
-            _log.warning("replay: %s", error)
-            for subscriber in subscribers:
-                self.end(subscriber, "store")
-            return
-        for subscriber in subscribers:
-            if subscriber in subscriber.subscription.behind and not subscriber.full_since:
-                self._catch_up(subscriber)
+                selection = subscriber.subscription.selection
+                verdict = tail.mirror.judge(selection, subscriber.position)
+                if isinstance(verdict, NeedsRings):
+                    channels |= dict.fromkeys(verdict.channels)
+            try:
+                await rings.read(tail, list(channels))
+            except GatewayError as error:
+                _log.warning("replay: %s", error)
+                for subscriber in waiting:
+                    self.end(subscriber, "store")
+                continue
+            for subscriber in waiting:
+                if subscriber in subscriber.subscription.behind and not subscriber.full_since:
+                    self._catch_up(subscriber)
 
     def end(self, subscriber: Subscriber, reason: str) -> None:
-        """Tell a subscriber why its stream ends for now, and end it."""
+        """Tell a subscriber why its stream ends for now, and end it; one that left is let be."""
+        if subscriber not in subscriber.subscription:
+            return
         retry_ms = self._options.retry_ms + random.randrange(self._options.retry_ms + 1)
         subscriber.connection.write(encode_unavailable(reason, retry_ms))
         self.leave(subscriber)

@@ -46,6 +46,9 @@ class Subscription:
     def __len__(self) -> int:
         return len(self.current) + len(self.behind)
 
+    def __contains__(self, subscriber: Subscriber) -> bool:
+        return subscriber in self.current or subscriber in self.behind
+
     def members(self) -> Iterator[Subscriber]:
         """Yield every subscriber."""
         yield from self.current

@@ -52,7 +52,7 @@ SERVER_SETTINGS: Mapping[str, str] = {
     "port": "0",  # No TCP: whoever may open the socket's file may use the store, nobody else.
     "unixsocketperm": "600",
     "appendonly": "yes",
-    "appendfsync": "everysec",  # A power cut costs a second at most; a killed process nothing.
+    "appendfsync": "everysec",  # A power cut costs two seconds at most; a killed process nothing.
     "save": "",  # The append-only file holds everything; RDB files would be a second, older truth.
     "maxmemory-policy": "noeviction",  # Evicted keys would be silent holes.
 }

@@ -218,7 +218,7 @@ class RedisStore:
         self, namespace: str, after: Position, count: int, block_ms: int
     ) -> list[BusEntry]:
         """Return the bus's entries after a position, waiting up to `block_ms` for the first."""
-        async with self._connection(namespace, block_ms / 1000) as connection:
+        async with self._connection(namespace, block_seconds=block_ms / 1000) as connection:
             await connection.send_command(
                 "XREAD", "COUNT", count, "BLOCK", block_ms,
                 "STREAMS", self._keys[namespace].bus, str(after),
@@ -267,7 +267,7 @@ class RedisStore:
             rules.keys_limit, rules.state_limit_bytes, self.limits.idempotency_ms,
             len(channels), len(rows), *chain.from_iterable(heads), *chain.from_iterable(rows),
         ]  # fmt: skip
-        _, outcome, *rest = await self._run(namespace, PUBLISH, names, arguments)
+        _, outcome, *rest = await self._run(namespace, PUBLISH, names, arguments, writes=True)
         if outcome != b"ok":
             raise _refusal(outcome, int(rest[0]), rest[1], call, rules)
         replayed = set(rest[1])
@@ -287,9 +287,8 @@ class RedisStore:
         """
         names = self._keys[namespace].of_channels([channel])
         limits = self.limits
-        _, outcome, detail = await self._run(
-            namespace, DELETE, names, [channel, if_match, limits.bus_events, limits.bus_bytes]
-        )
+        arguments = [channel, if_match, limits.bus_events, limits.bus_bytes]
+        _, outcome, detail = await self._run(namespace, DELETE, names, arguments, writes=True)
         if outcome == b"unknown":
             raise UnknownChannel(channel)
         if outcome == b"mismatch":
@@ -312,19 +311,30 @@ class RedisStore:
     # -- the one way to Redis -----------------------------------------------------------------
 
     async def _run(
-        self, namespace: str, script: Script, keys: list[str], arguments: Sequence[Any]
+        self,
+        namespace: str,
+        script: Script,
+        keys: list[str],
+        arguments: Sequence[Any],
+        *,
+        writes: bool = False,
     ) -> Any:
         try:
-            return await self._run_once(namespace, script, keys, arguments)
+            return await self._run_once(namespace, script, keys, arguments, writes)
         except _Moved:
             # Redis ran nothing, and the topology was dropped: ask the new owner.
-            return await self._run_once(namespace, script, keys, arguments)
+            return await self._run_once(namespace, script, keys, arguments, writes)
 
     async def _run_once(
-        self, namespace: str, script: Script, keys: list[str], arguments: Sequence[Any]
+        self,
+        namespace: str,
+        script: Script,
+        keys: list[str],
+        arguments: Sequence[Any],
+        writes: bool,
     ) -> Any:
         all_keys = [*self._keys[namespace].common, *keys]
-        async with self._connection(namespace) as connection:
+        async with self._connection(namespace, writes=writes) as connection:
             common = (
                 run_id(connection),
                 str(self._tailed[namespace]),
@@ -343,9 +353,12 @@ class RedisStore:
 
     @asynccontextmanager
     async def _connection(
-        self, namespace: str, block_seconds: float = 0.0
+        self, namespace: str, *, block_seconds: float = 0.0, writes: bool = False
     ) -> AsyncIterator[AbstractConnection]:
-        """Lend a connection for commands that Redis may hold for `block_seconds`."""
+        """Lend a connection for commands that Redis may hold for `block_seconds`.
+
+        Its errors become ours: when it breaks, what `writes` has an unknown outcome.
+        """
         seconds = self.limits.command_timeout_seconds
         try:
             async with (
@@ -365,7 +378,8 @@ class RedisStore:
             raise StoreUnavailable(f"redis: {error}") from error
         except (RedisConnectionError, RedisTimeoutError, OSError) as error:
             self.errors += 1
-            raise OutcomeUnknown(f"redis: {str(error) or type(error).__name__}") from error
+            kind = OutcomeUnknown if writes else StoreUnavailable
+            raise kind(f"redis: {str(error) or type(error).__name__}") from error
         except OutOfMemoryError as error:
             self.errors += 1
             raise StoreUnavailable(f"redis is full: {error}") from error

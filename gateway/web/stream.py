@@ -12,6 +12,7 @@ from aiohttp import web
 from aiohttp.http import StreamWriter
 
 from gateway.hub.hub import Hub
+from gateway.hub.mirror import Mirror
 from gateway.hub.tail import Tail
 from gateway.protocol.errors import InvalidField, StoreUnavailable
 from gateway.protocol.namespace import Reducer
@@ -79,7 +80,7 @@ class Streams:
         if "channel" in request.match_info:
             path += f"/{request.match_info['channel']}"
         return problem(
-            405, "Method not allowed", f"streams are read with GET; publish with POST {path}",
+            405, "Method Not Allowed", f"streams are read with GET; publish with POST {path}",
             headers={"Allow": "GET, HEAD, OPTIONS"},
         )  # fmt: skip
 
@@ -154,7 +155,7 @@ class Streams:
             return response  # Gone before it began.
         connection = ResponseConnection(writer, transport, self._options.buffer_limit_bytes)
         subscriber = self._hub.join(
-            connection, tail, selection, _place(start, tail),
+            connection, tail.mirror, selection, _place(start, tail.mirror),
             since=start.since, malformed=start.malformed,
         )  # fmt: skip
         try:
@@ -172,9 +173,9 @@ class Streams:
         return response
 
 
-def _place(start: _Start, tail: Tail) -> Position | None:
+def _place(start: _Start, mirror: Mirror) -> Position | None:
     """Return the position to begin after; a span of time only reaches over what there was."""
-    position, mirror = start.position, tail.mirror
+    position = start.position
     if position is None or not start.since or mirror.life is None:
         return position
     # Before the namespace began, or after its last event, a time is no position of it.

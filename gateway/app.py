@@ -133,7 +133,7 @@ def build_gateway(settings: Settings, redis_url: str) -> Gateway:
     tails = {
         name: Tail(
             store,
-            Mirror(rules, settings.mirror.limit_bytes),
+            Mirror(rules, settings.mirror.limit_bytes // len(namespaces)),
             [hub, snapshots],
             settings.store.block_ms,
         )

@@ -5,13 +5,14 @@ import logging
 import random
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from gateway.hub.mirror import Mirror, Missing, NeedsRings
 from gateway.hub.rings import RingReader
 from gateway.hub.subscriber import Connection, Subscriber
-from gateway.hub.subscription import CHUNK_LIMIT_BYTES, Chunk, Subscription
+from gateway.hub.subscription import Chunk, Subscription
 from gateway.hub.tail import Tail
 from gateway.protocol.errors import GatewayError
 from gateway.protocol.position import ORIGIN, Position
@@ -21,6 +22,10 @@ from gateway.protocol.sse import encode_block, encode_comment, encode_unavailabl
 
 _log = logging.getLogger(__name__)
 HEARTBEAT = encode_comment("heartbeat")
+_BEATS = 10  # Looks at who was silent, to one heartbeat's interval.
+_TURN_LIMIT_BYTES = 256 * 1024  # Written to one subscriber that is behind, before others' turn.
+_TURN_SUBSCRIBERS = 64  # Served between two yields to the loop.
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +116,8 @@ class Hub:
         subscription.current.discard(subscriber)
         subscription.behind.discard(subscriber)
         self._stalls[subscription.selection.namespace].subscribers.discard(subscriber)
+        if not subscription.behind:
+            subscription.replay = None
         self.subscribers -= 1
         if not len(subscription):
             self._forget(subscription)
@@ -131,6 +138,7 @@ class Hub:
 
     def _open(self, selection: Selection, mirror: Mirror) -> Subscription:
         subscription = Subscription(selection, mirror, self._options.snapshots)
+        subscription.written_at = time.monotonic()
         self._subscriptions[selection] = subscription
         for channel in selection.channels:
             self._by_channel[channel].add(subscription)
@@ -154,7 +162,6 @@ class Hub:
 
     def take(self, mirror: Mirror, entries: Sequence[Entry]) -> None:
         """Write the mirror's new entries to all who follow them."""
-        now = time.time()
         shares: defaultdict[Subscription, list[Entry]] = defaultdict(list)
         for entry in entries:
             for subscription in self._subscriptions_of(entry.event.channel):
@@ -163,28 +170,29 @@ class Hub:
             # Its subscribers were current up to the entry before these.
             for chunk in subscription.chunks(share):
                 self._pass(subscription, chunk)
-            for entry in share:
-                self._observe_delivery(max(0.0, now - entry.id.ms / 1000))
+        now = time.time()
+        for entry in {entry.id: entry for share in shares.values() for entry in share}.values():
+            self._observe_delivery(max(0.0, now - entry.id.ms / 1000))
 
     def restart(self, mirror: Mirror, before: Position) -> None:
-        """Judge every subscriber of the namespace anew by what it got."""
+        """Have every subscriber of the namespace judged anew by what it got, in turns."""
         life = mirror.life
         assert life is not None
         # Who was current has seen everything up to `before`, unless that is history no more.
         whole = before <= life.clock and life.vouches_for(before)
-        for subscription in list(self._subscriptions.values()):
+        for subscription in self._subscriptions.values():
             if subscription.mirror is not mirror:
                 continue
-            for subscriber in list(subscription.current):
+            for subscriber in subscription.current:
                 got = max(subscriber.position, subscription.position)
                 subscriber.position = before if whole else got
-                subscription.current.discard(subscriber)
-                subscription.behind.add(subscriber)
+            subscription.behind |= subscription.current
+            subscription.current.clear()
+            subscription.replay = None
             # From here each subscriber's own position counts, until the next pass.
             subscription.position = ORIGIN
-            for subscriber in list(subscription.behind):
-                if not subscriber.full_since:
-                    self._catch_up(subscriber)
+            for subscriber in subscription.behind:
+                self._stall(subscriber)
 
     def _subscriptions_of(self, channel: str) -> Iterator[Subscription]:
         yield from self._by_channel.get(channel, ())
@@ -198,13 +206,16 @@ class Hub:
 
     def _pass(self, subscription: Subscription, chunk: Chunk) -> None:
         """Write one chunk to every current subscriber of a subscription."""
-        data = chunk.data
-        full = [s for s in subscription.current if not s.connection.write(data)]
         self.counters.deliveries += chunk.events * len(subscription.current)
-        self.counters.bytes += len(data) * len(subscription.current)
         subscription.position = chunk.end
+        self._send(subscription, chunk.data)
+
+    def _send(self, subscription: Subscription, data: bytes) -> None:
+        self.counters.bytes += len(data) * len(subscription.current)
+        subscription.written_at = time.monotonic()
+        full = [s for s in subscription.current if not s.connection.write(data)]
         for subscriber in full:
-            self._fall_behind(subscriber, chunk.end)
+            self._fall_behind(subscriber, max(subscriber.position, subscription.position))
 
     def _fall_behind(self, subscriber: Subscriber, position: Position) -> None:
         subscription = subscriber.subscription
@@ -223,33 +234,59 @@ class Hub:
         return takes_more
 
     def _catch_up(self, subscriber: Subscriber) -> None:
-        """Serve a subscriber from the rings until it is current, full, or must wait for them."""
+        """Serve a subscriber from the rings until it is current, full, or must wait for them.
+
+        Called again when it still is behind after a turn's worth of bytes: others wait, too.
+        """
         subscription = subscriber.subscription
-        mirror = subscription.mirror
-        while True:
-            verdict = mirror.judge(subscription.selection, subscriber.position)
-            if isinstance(verdict, NeedsRings):
-                stall = self._stalls[subscription.selection.namespace]
-                stall.subscribers.add(subscriber)
-                stall.wake.set()
-                return
-            if isinstance(verdict, Missing):
-                if not self._miss(subscriber, verdict):
+        left = _TURN_LIMIT_BYTES
+        while left > 0:
+            if not self._is_at_hand(subscriber):
+                verdict = subscription.mirror.judge(subscription.selection, subscriber.position)
+                if isinstance(verdict, NeedsRings):
+                    self._stall(subscriber)
                     return
-                continue
-            entries = mirror.entries_after(
-                subscription.selection, subscriber.position, CHUNK_LIMIT_BYTES
-            )
+                if isinstance(verdict, Missing):
+                    if not self._miss(subscriber, verdict):
+                        return
+                    continue
+            entries = subscription.entries_after(subscriber.position)
             if not entries:
-                subscription.behind.discard(subscriber)
-                subscription.current.add(subscriber)
-                subscriber.lagging = False
+                self._become_current(subscriber)
                 return
             for chunk in subscription.chunks(entries):
                 subscriber.position = chunk.end
                 self.counters.deliveries += chunk.events
+                left -= len(chunk.data)
                 if not self._write(subscriber, chunk.data):
                     return
+        asyncio.get_running_loop().call_soon(self._go_on, subscriber)
+
+    def _go_on(self, subscriber: Subscriber) -> None:
+        if subscriber in subscriber.subscription.behind and not subscriber.full_since:
+            self._catch_up(subscriber)
+
+    @staticmethod
+    def _is_at_hand(subscriber: Subscriber) -> bool:
+        """Tell whether a replay made for others holds all that the subscriber lacks."""
+        subscription, position = subscriber.subscription, subscriber.position
+        life = subscription.mirror.life
+        # It may reach over a cut, inside of which nobody resumes.
+        return subscription.has_replay(position) and life is not None and life.vouches_for(position)
+
+    def _become_current(self, subscriber: Subscriber) -> None:
+        subscription = subscriber.subscription
+        subscription.behind.discard(subscriber)
+        subscription.current.add(subscriber)
+        subscriber.lagging = False
+        if not subscription.behind:
+            subscription.replay = None
+
+    def _stall(self, subscriber: Subscriber) -> None:
+        """Leave a subscriber to the namespace's fetching task."""
+        stall = self._stalls[subscriber.subscription.selection.namespace]
+        stall.subscribers.add(subscriber)
+        stall.wake.set()
 
     def _miss(self, subscriber: Subscriber, verdict: Missing) -> bool:
         """Tell a subscriber of its gap; return whether it can be served on at once."""
@@ -285,13 +322,14 @@ class Hub:
                 tasks.create_task(self._fetch(rings, tail))
 
     async def _beat(self) -> None:
+        tick = self._options.heartbeat_seconds / _BEATS
         while True:
-            await asyncio.sleep(self._options.heartbeat_seconds)
+            await asyncio.sleep(tick)
+            # So that no stream is silent for longer than the whole interval.
+            due = time.monotonic() - self._options.heartbeat_seconds + tick
             for subscription in list(self._subscriptions.values()):
-                full = [s for s in subscription.current if not s.connection.write(HEARTBEAT)]
-                self.counters.bytes += len(HEARTBEAT) * len(subscription.current)
-                for subscriber in full:
-                    self._fall_behind(subscriber, max(subscriber.position, subscription.position))
+                if subscription.written_at <= due:
+                    self._send(subscription, HEARTBEAT)
 
     async def _sweep(self) -> None:
         limit = self._options.write_timeout_seconds
@@ -307,29 +345,32 @@ class Hub:
                         subscriber.connection.abort()
 
     async def _fetch(self, rings: RingReader, tail: Tail) -> None:
-        """Fetch the rings that one namespace's stalled subscribers wait for, all at once."""
+        """Serve one namespace's stalled subscribers, fetching the rings that they wait for."""
         stall = self._stalls[tail.mirror.namespace.name]
         while True:
             await stall.wake.wait()
             stall.wake.clear()
             waiting = list(stall.subscribers)
             stall.subscribers.clear()
-            channels: dict[str, None] = {}
-            for subscriber in waiting:
+            wanting: list[tuple[Sequence[str], Subscriber]] = []
+            async for subscriber in _in_turns(waiting):
                 selection = subscriber.subscription.selection
                 verdict = tail.mirror.judge(selection, subscriber.position)
                 if isinstance(verdict, NeedsRings):
-                    channels |= dict.fromkeys(verdict.channels)
+                    wanting.append((verdict.channels, subscriber))
+                else:
+                    self._go_on(subscriber)
+            # A wide replay lets the narrow ones pass.
+            wanting.sort(key=lambda want: len(want[0]))
             try:
-                await rings.read(tail, list(channels))
+                async for channels, subscriber in _in_turns(wanting):
+                    await rings.read(tail, channels)
+                    self._go_on(subscriber)
             except GatewayError as error:
                 _log.warning("replay: %s", error)
-                for subscriber in waiting:
-                    self.end(subscriber, "store")
-                continue
-            for subscriber in waiting:
-                if subscriber in subscriber.subscription.behind and not subscriber.full_since:
-                    self._catch_up(subscriber)
+                for _, subscriber in wanting:
+                    if subscriber in subscriber.subscription.behind:
+                        self.end(subscriber, "store")
 
     def end(self, subscriber: Subscriber, reason: str) -> None:
         """Tell a subscriber why its stream ends for now, and end it; one that left is let be."""
@@ -345,3 +386,11 @@ class Hub:
         for subscription in list(self._subscriptions.values()):
             for subscriber in list(subscription.members()):
                 self.end(subscriber, "draining")
+
+
+async def _in_turns(items: Sequence[_T]) -> AsyncIterator[_T]:
+    """Yield the items, and now and then the loop to others."""
+    for number, item in enumerate(items, 1):
+        yield item
+        if number % _TURN_SUBSCRIBERS == 0:
+            await asyncio.sleep(0)

@@ -1,6 +1,8 @@
 """A namespace as this worker has tailed it: index, life and rings; awaits only ring reads."""
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from bisect import bisect_left, bisect_right, insort
+from collections import OrderedDict
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import merge
 from itertools import islice
@@ -36,6 +38,7 @@ class Missing:
 
 
 Verdict = Resumable | NeedsRings | Missing
+_PAST = "\x7f"
 
 
 class Mirror:
@@ -45,7 +48,8 @@ class Mirror:
     `clock` is the newest that the store is known to have given out.
 
     The index holds every channel of the namespace (bounded by its channels_limit), the one
-    heard of last at its end, so that what moved since a position is found from there. Rings are
+    heard of last at its end, so that what moved since a position is found from there; `names`
+    are its channels in the order of their names. Rings are
     kept for the channels used last, within `limit_bytes` and one ring more.
     """
 
@@ -56,10 +60,11 @@ class Mirror:
         self.head = ORIGIN
         self.clock = ORIGIN
         self.index: dict[str, IndexEntry] = {}
+        self.names: list[str] = []
         self.restarts = 0
         self.size_bytes = 0
         self._limit_bytes = limit_bytes
-        self._rings: dict[str, Ring] = {}
+        self._rings: OrderedDict[str, Ring] = OrderedDict()
         # What complete rings took up when they were evicted; at most one entry to a channel.
         self._evicted_bytes: dict[str, int] = {}
 
@@ -77,6 +82,7 @@ class Mirror:
         # Past the last event the clock moves only with a cut or an epoch: nothing lies between.
         self.head = self.clock = life.clock
         self.index = dict(sorted(index.items(), key=_by_last))
+        self.names = sorted(index)
         self.restarts += 1
         self.size_bytes = 0
         self._rings.clear()
@@ -96,6 +102,8 @@ class Mirror:
             entries.append(ring.append(event))
             self.size_bytes += ring.size_bytes - before
             known = self.index.pop(channel, None)
+            if known is None:
+                insort(self.names, channel)
             if known is None or known.last < event.id:
                 known = IndexEntry(event.id, event.deletion)
             self.index[channel] = known
@@ -162,9 +170,9 @@ class Mirror:
 
     def ring(self, channel: str) -> Ring | None:
         """Return a channel's ring and count it as used."""
-        ring = self._rings.pop(channel, None)
+        ring = self._rings.get(channel)
         if ring is not None:
-            self._rings[channel] = ring
+            self._rings.move_to_end(channel)
         return ring
 
     # -- what streams ask ---------------------------------------------------------------------
@@ -177,15 +185,34 @@ class Mirror:
     def moved_since(self, selection: Selection, position: Position) -> list[str]:
         """Return the selected channels that have something after `position`."""
         index = self.index
-        if not selection.prefixes:
-            return [n for n in selection.channels if n in index and index[n].last > position]
-        moved = []
-        for name, entry in reversed(index.items()):
-            if entry.last <= position:
-                break
-            if selection.matches(name):
-                moved.append(name)
+        moved = [n for n in selection.channels if n in index and index[n].last > position]
+        for prefix in selection.prefixes:
+            moved += self._moved_below(prefix, position)
         return moved
+
+    def _moved_below(self, prefix: str, position: Position) -> list[str]:
+        """Look at the prefix's channels or at those heard of last, whichever are fewer."""
+        low, high = self._span(prefix)
+        moved: list[str] = []
+        for steps, (name, entry) in enumerate(reversed(self.index.items())):
+            if entry.last <= position:
+                return moved
+            if steps == high - low:
+                break
+            if name.startswith(prefix):
+                moved.append(name)
+        return [name for name in self.names[low:high] if self.index[name].last > position]
+
+    def _span(self, prefix: str) -> tuple[int, int]:
+        low = bisect_left(self.names, prefix)
+        # No character of a name sorts after this one.
+        return low, bisect_left(self.names, prefix + _PAST, low)
+
+    def names_from(self, prefix: str, after: str = "") -> Iterator[str]:
+        """Yield the channels after `after` whose names begin with `prefix`, deleted ones too."""
+        low, high = self._span(prefix)
+        for at in range(max(low, bisect_right(self.names, after)), high):
+            yield self.names[at]
 
     def judge(self, selection: Selection, position: Position) -> Verdict:
         """Tell whether a stream of `selection` can go on after `position` without a hole."""

@@ -1,7 +1,7 @@
 """Reads rings from the store into mirrors, each once however many ask; serves nobody."""
 
 import asyncio
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Sequence
 
 from gateway.hub.mirror import Mirror
@@ -25,14 +25,20 @@ class RingReader:
         At least one of them is there then. Raises StoreUnavailable.
         """
         mirror = tail.mirror
-        # Whoever waited for a turn finds most of its rings read.
-        async with self._turns[mirror.namespace.name]:
-            while True:
-                kept = {name for name in channels if _complete(mirror, name)}
-                missing = [name for name in channels if name not in kept]
-                if not missing or (kept and mirror.full):
-                    return
-                await self._read_some(tail, missing[:_CHANNELS], kept)
+        kept = {name for name in channels if _complete(mirror, name)}
+        pending = deque(name for name in channels if name not in kept)
+        while pending and not (kept and mirror.full):
+            async with self._turns[mirror.namespace.name]:
+                # Whoever waited for a turn finds most of its rings read.
+                missing: list[str] = []
+                while pending and len(missing) < _CHANNELS:
+                    name = pending.popleft()
+                    if not _complete(mirror, name):
+                        missing.append(name)
+                if missing:
+                    await self._read_some(tail, missing, kept)
+            kept.update(name for name in missing if _complete(mirror, name))
+            pending.extend(name for name in missing if name not in kept)
 
     async def _read_some(self, tail: Tail, channels: Sequence[str], kept: set[str]) -> None:
         """Read a few rings; waits for the tail when it must come further before they fit in."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -93,7 +94,7 @@ class Snapshots:
         self._store = store
         self._min_interval_seconds = min_interval_ms / 1000
         self._limit_bytes = limit_bytes
-        self._kept: dict[str, _Kept] = {}
+        self._kept: OrderedDict[str, _Kept] = OrderedDict()
         self._loads: dict[str, _Load] = {}
         self._size_bytes = 0
 
@@ -146,9 +147,9 @@ class Snapshots:
         while True:
             if not tail.mirror.exists(channel):
                 raise UnknownChannel(channel)
-            kept = self._kept.pop(channel, None)
+            kept = self._kept.get(channel)
             if kept is not None:
-                self._kept[channel] = kept  # Now the most recently used.
+                self._kept.move_to_end(channel)  # Now the most recently used.
                 return self._render(tail.mirror, channel, kept, at_least)
             # Not used as it comes: its history may end between the load's end and our turn.
             await self._load(tail, channel)

@@ -1,0 +1,107 @@
+"""Replays: shared by all who come back, in order, and never at the cost of everybody else."""
+
+import asyncio
+from dataclasses import replace
+
+from gateway.hub.hub import Hub, HubOptions
+from gateway.hub.mirror import Mirror
+from gateway.protocol.event import Event
+from gateway.protocol.life import Cut, Life
+from gateway.protocol.namespace import Namespace
+from gateway.protocol.position import ORIGIN, Position
+from gateway.protocol.ring import Entry
+from gateway.protocol.selector import Selection, parse_selection
+from tests.running import until
+
+CHANNELS = 5000
+START = Position(1, 0)
+WIDE = replace(parse_selection(["x/*"], ()), enveloped=True)
+
+
+class Reader:
+    """A connection that takes everything, or one chunk at a time."""
+
+    def __init__(self, *, slow: bool = False) -> None:
+        self.chunks: list[bytes] = []
+        self.slow = slow
+
+    def write(self, chunk: bytes) -> bool:
+        self.chunks.append(chunk)
+        return not self.slow
+
+    def close(self) -> None:
+        self.chunks.append(b"closed")
+
+    def abort(self) -> None:
+        self.chunks.append(b"aborted")
+
+    @property
+    def ids(self) -> list[str]:
+        lines = b"".join(self.chunks).decode().splitlines()
+        return [line.removeprefix("id: ") for line in lines if line.startswith("id: ")]
+
+
+class CountingMirror(Mirror):
+    """A mirror that counts how often rings are merged."""
+
+    merges = 0
+
+    def entries_after(
+        self, selection: Selection, position: Position, limit_bytes: int
+    ) -> list[Entry]:
+        self.merges += 1
+        return super().entries_after(selection, position, limit_bytes)
+
+
+def filled(*cuts: Cut) -> CountingMirror:
+    mirror = CountingMirror(Namespace("default"), 1 << 30)
+    mirror.restart(Life("e1", "1@1-0", START, START, START, cuts), {})
+    mirror.take(Event(Position(2 + at, 0), ORIGIN, f"x/{at}", b"x" * 500) for at in range(CHANNELS))
+    return mirror
+
+
+def expected() -> list[str]:
+    return [str(START), *(f"{2 + at}-0" for at in range(CHANNELS))]
+
+
+async def test_a_wide_replay_gives_the_loop_to_others_between_its_turns() -> None:
+    hub, reader, turns = Hub(HubOptions()), Reader(), 0
+    subscriber = hub.join(reader, filled(), WIDE, START)
+    while subscriber in subscriber.subscription.behind:
+        await asyncio.sleep(0)
+        turns += 1
+    assert reader.ids == expected()
+    # Some 2.8 MB in turns of 256 KiB and a little more.
+    assert turns >= 8
+
+
+async def test_a_crowd_at_one_position_shares_one_merging_of_the_rings() -> None:
+    mirror, hub = filled(), Hub(HubOptions())
+    readers = [Reader() for _ in range(50)]
+    for reader in readers:
+        hub.join(reader, mirror, WIDE, START)
+    await until(lambda: not hub.count_lagging())
+    assert all(reader.ids == expected() for reader in readers)
+    # A mebibyte of events to a merging; one more finds the end for each who ends alone.
+    assert mirror.merges < 2 * len(readers)
+
+
+async def test_a_reader_of_one_chunk_at_a_time_has_all_in_order() -> None:
+    mirror, hub, slow = filled(), Hub(HubOptions()), Reader(slow=True)
+    subscriber = hub.join(slow, mirror, WIDE, START)
+    others = [Reader() for _ in range(3)]
+    while subscriber in subscriber.subscription.behind:
+        hub.writable(subscriber)
+        if others:
+            hub.join(others.pop(), mirror, WIDE, START)
+        await asyncio.sleep(0)
+    assert slow.ids == expected()
+
+
+async def test_a_position_inside_a_cut_is_a_gap_though_a_replay_reaches_over_it() -> None:
+    mirror = filled(Cut(Position(100, 0), Position(200, 0)))
+    hub, before, inside = Hub(HubOptions()), Reader(slow=True), Reader()
+    hub.writable(hub.join(before, mirror, WIDE, Position(50, 0)))
+    hub.join(inside, mirror, WIDE, Position(150, 0))
+    assert b"event: gap" in b"".join(inside.chunks)
+    assert b'"reason":"restored"' in b"".join(inside.chunks)

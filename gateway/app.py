@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import signal
-import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from gateway.hub.hub import Hub, HubOptions
 from gateway.hub.mirror import Mirror
 from gateway.hub.rings import RingReader
 from gateway.hub.tail import Tail
+from gateway.hub.tombstones import forget_ended
 from gateway.protocol.batch import PublishLimits
 from gateway.protocol.channel import namespace_of
 from gateway.protocol.errors import GatewayError, StoreUnavailable
@@ -39,8 +39,6 @@ from gateway.web.snapshot import SnapshotHandler, SnapshotOptions
 from gateway.web.stream import StreamOptions, Streams
 
 _log = logging.getLogger(__name__)
-_SWEEP_SECONDS = 600.0
-_SWEEP_CHANNELS = 500
 _DRAIN_SECONDS = 5.0
 
 
@@ -68,21 +66,8 @@ class Gateway:
             for tail in self.tails.values():
                 tasks.create_task(tail.run())
             tasks.create_task(self.hub.run(self.rings, self.tails.values()))
-            tasks.create_task(self._sweep())
-
-    async def _sweep(self) -> None:
-        """Forget, now and then, channels that ended long ago."""
-        age_ms = self.settings.store.tombstone_age_seconds * 1000
-        while True:
-            await asyncio.sleep(_SWEEP_SECONDS)
-            oldest_ms = time.time() * 1000 - age_ms
-            for name, tail in self.tails.items():
-                old = [c for c, entry in tail.mirror.index.items() if entry.last.ms < oldest_ms]
-                try:
-                    for at in range(0, len(old), _SWEEP_CHANNELS):
-                        await self.store.sweep(name, old[at : at + _SWEEP_CHANNELS])
-                except StoreUnavailable as error:
-                    _log.info("namespace %s: not swept: %s", name, error)
+            age_seconds = self.settings.store.tombstone_age_seconds
+            tasks.create_task(forget_ended(self.store, self.tails.values(), age_seconds))
 
     def drain(self) -> None:
         """Take no new streams and end those that are open."""
@@ -245,7 +230,7 @@ def _watch(gateway: Gateway) -> None:
 
 
 @asynccontextmanager
-async def _listening(gateway: Gateway) -> AsyncIterator[str]:
+async def listening(gateway: Gateway) -> AsyncIterator[str]:
     """Serve HTTP while the block runs; yields the address. Streams are drained at its end."""
     settings = gateway.settings
     application = build_application(
@@ -332,7 +317,7 @@ async def serve(
                 running = [tasks.create_task(gateway.run())]
                 if exited is not None:
                     running.append(tasks.create_task(exited()))
-                async with _listening(gateway) as address:
+                async with listening(gateway) as address:
                     if demo:
                         running.append(tasks.create_task(_demo(gateway)))
                     if ready is not None:

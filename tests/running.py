@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-from aiohttp import web
 from redis.asyncio import Redis
 
-from gateway.app import Gateway, build_gateway
+from gateway.app import Gateway, build_gateway, listening
 from gateway.settings import Settings
 from gateway.store.server_process import find_binary
-from gateway.web.routes import build_application
 
 
 async def until(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
@@ -136,30 +134,17 @@ async def worker(
     redis_url: str, settings: dict[str, Any] | None = None, *, port: int = 0
 ) -> AsyncIterator[Worker]:
     """Run a gateway on a Redis until the block ends, as `serve` does but for signals."""
-    options: dict[str, Any] = {"store": {"block_ms": 200}, **(settings or {})}
+    options: dict[str, Any] = {"store": {"block_ms": 200}, "port": port, **(settings or {})}
     gateway = build_gateway(Settings(**options), redis_url)
-    application = build_application(
-        gateway.handlers,
-        base_path=gateway.settings.base_path,
-        body_limit_bytes=gateway.settings.publish.batch_limit_bytes,
-    )
-    runner = web.AppRunner(
-        application, access_log=None, handler_cancellation=True, shutdown_timeout=1.0
-    )
     await gateway.store.check()
     running = asyncio.create_task(gateway.run())
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", port).start()
-    address = runner.addresses[0]
     try:
-        await until(lambda: all(tail.connected for tail in gateway.tails.values()))
-        base = f"http://127.0.0.1:{address[1]}{gateway.settings.base_path}"
-        started = Worker(gateway, base, running)
-        yield started
-        started.check()
+        async with listening(gateway) as url:
+            started = Worker(gateway, url, running)
+            await until(lambda: all(tail.connected for tail in gateway.tails.values()))
+            yield started
+            started.check()
     finally:
-        gateway.drain()
-        await runner.cleanup()
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
         await gateway.store.aclose()

@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,13 +20,6 @@ from tests.web.proxy import redis_proxy
 
 QUIET_MS = 60_000
 """A tail that blocks this long asks the server nothing while a test counts its commands."""
-
-
-@pytest.fixture
-async def store(redis: Valkey) -> AsyncIterator[RedisStore]:
-    async with open_store(redis.url) as opened:
-        await opened.check()
-        yield opened
 
 
 def in_memory(follower: Follower, channel: str) -> list[Position]:

@@ -1,7 +1,6 @@
 """The tail on a real store: everything once and in order, and a new beginning when it must."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,13 +15,6 @@ from tests.running import Valkey, until
 from tests.store.opening import DEFAULT, new, open_store, publish, read_ring
 
 SMALL = StoreLimits(batch_limit_events=10)
-
-
-@pytest.fixture
-async def store(redis: Valkey) -> AsyncIterator[RedisStore]:
-    async with open_store(redis.url) as opened:
-        await opened.check()
-        yield opened
 
 
 async def test_xread_says_nothing_of_entries_that_were_trimmed(redis: Valkey) -> None:

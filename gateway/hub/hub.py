@@ -24,6 +24,7 @@ _log = logging.getLogger(__name__)
 HEARTBEAT = encode_comment("heartbeat")
 _BEATS = 10  # Looks at who was silent, to one heartbeat's interval.
 _TURN_LIMIT_BYTES = 256 * 1024  # Written to one subscriber that is behind, before others' turn.
+_TURN_RINGS = 512  # Read for one subscriber, before others' turn.
 _TURN_SUBSCRIBERS = 64  # Served between two yields to the loop.
 _T = TypeVar("_T")
 
@@ -364,7 +365,8 @@ class Hub:
             wanting.sort(key=lambda want: len(want[0]))
             try:
                 async for channels, subscriber in _in_turns(wanting):
-                    await rings.read(tail, channels)
+                    # Some of them: who stalled meanwhile is not kept waiting for all.
+                    await rings.read(tail, channels[:_TURN_RINGS])
                     self._go_on(subscriber)
             except GatewayError as error:
                 _log.warning("replay: %s", error)

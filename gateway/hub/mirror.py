@@ -254,9 +254,9 @@ class Mirror:
             part = ring.after(position, until, limit_bytes)
             if part:
                 parts.append(part)
-                if part[-1].id < ring.last:
+                if ring.has_between(part[-1].id, until):
                     # This ring goes on: nothing later than its piece may pass it.
-                    until = min(until, part[-1].id)
+                    until = part[-1].id
         if len(parts) == 1:
             return parts[0]
         merged: list[Entry] = []

@@ -78,9 +78,13 @@ class Tail:
         self.connected = True
 
     async def _begin(self) -> None:
-        # The life first: what the index knows then reaches at least to its last position.
-        life = await self._store.greet(self._name)
-        index = {name: entry async for name, entry in self._store.scan_index(self._name)}
+        while True:
+            # The life first: what the index knows then reaches at least to its last position.
+            life = await self._store.greet(self._name)
+            index = {name: entry async for name, entry in self._store.scan_index(self._name)}
+            # Names that were dropped meanwhile are missed only by who knows the floor they raised.
+            if life.same_history(await self._store.greet(self._name)):
+                break
         before = self.mirror.head
         self.mirror.restart(life, index)
         self._store.observe(self._name, life.clock)

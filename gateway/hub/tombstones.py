@@ -11,7 +11,7 @@ from gateway.store.redis import RedisStore
 
 _log = logging.getLogger(__name__)
 _PAUSE_SECONDS = 600.0
-_CHANNELS = 500  # To one call of the store.
+_CHANNELS = 5000  # To one call of the store; each that drops some makes the workers begin anew.
 
 
 async def forget_ended(store: RedisStore, tails: Iterable[Tail], age_seconds: float) -> None:

@@ -121,6 +121,11 @@ class Ring:
         """Return the first entry kept."""
         return self._entries[self._dead] if len(self) else None
 
+    def has_between(self, position: Position, until: Position) -> bool:
+        """Tell whether there is an entry with position < id <= until."""
+        at = bisect_right(self._ids, position, self._dead)
+        return at < len(self._ids) and self._ids[at] <= until
+
     def page(self, after: Position, limit: int) -> list[Event]:
         """Return up to `limit` events after a position, oldest first."""
         low = bisect_right(self._ids, after, self._dead)

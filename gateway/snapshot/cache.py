@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -18,6 +19,7 @@ from gateway.snapshot.variants import Snapshot
 from gateway.store.redis import RedisStore
 from gateway.store.scripts import IndexEntry
 
+_ATTEMPTS = 5  # Each failed one means that the channel ended or began meanwhile.
 _BEHIND_SECONDS = 2.0  # How long a read may wait for the tail to notice another history.
 
 
@@ -144,15 +146,18 @@ class Snapshots:
 
         Raises UnknownChannel, StoreUnavailable.
         """
-        while True:
+        for _ in range(_ATTEMPTS):
             if not tail.mirror.exists(channel):
-                raise UnknownChannel(channel)
+                break
             kept = self._kept.get(channel)
             if kept is not None:
                 self._kept.move_to_end(channel)  # Now the most recently used.
                 return self._render(tail.mirror, channel, kept, at_least)
-            # Not used as it comes: its history may end between the load's end and our turn.
-            await self._load(tail, channel)
+            # Not used as it comes: its history may end between the load's end and our turn, and
+            # a channel that was unknown to the load may have begun.
+            with suppress(UnknownChannel):
+                await self._load(tail, channel)
+        raise UnknownChannel(channel)
 
     def _render(
         self, mirror: Mirrored, channel: str, kept: _Kept, at_least: Position | None

@@ -11,6 +11,7 @@ from gateway.protocol.namespace import Namespace
 from gateway.protocol.position import ORIGIN, Position
 from gateway.protocol.ring import Entry
 from gateway.protocol.selector import Selection, parse_selection
+from gateway.store.scripts import ChannelContents, IndexEntry
 from tests.running import until
 
 CHANNELS = 5000
@@ -60,6 +61,19 @@ def filled(*cuts: Cut) -> CountingMirror:
     return mirror
 
 
+def read_from_the_store() -> CountingMirror:
+    """The same, as a worker has it that was not there when the events came."""
+    mirror = CountingMirror(Namespace("default"), 1 << 30)
+    events = [Event(Position(2 + n, 0), ORIGIN, f"x/{n}", b"x" * 500) for n in range(CHANNELS)]
+    last = events[-1].id
+    index = {event.channel: IndexEntry(event.id, deleted=False) for event in events}
+    mirror.restart(Life("e1", "1@1-0", last, START, last), index)
+    for event in events:
+        contents = ChannelContents(index[event.channel], [event], {})
+        assert mirror.add_ring(event.channel, contents, last)
+    return mirror
+
+
 def expected() -> list[str]:
     return [str(START), *(f"{2 + at}-0" for at in range(CHANNELS))]
 
@@ -84,6 +98,18 @@ async def test_a_crowd_at_one_position_shares_one_merging_of_the_rings() -> None
     assert all(reader.ids == expected() for reader in readers)
     # A mebibyte of events to a merging; one more finds the end for each who ends alone.
     assert mirror.merges < 2 * len(readers)
+
+
+async def test_rings_read_from_the_store_are_merged_as_seldom_as_those_that_were_tailed() -> None:
+    merges = []
+    for mirror in (filled(), read_from_the_store()):
+        hub, reader = Hub(HubOptions()), Reader()
+        hub.join(reader, mirror, WIDE, START)
+        while hub.count_lagging():
+            await asyncio.sleep(0)
+        assert reader.ids == expected()
+        merges.append(mirror.merges)
+    assert merges[0] == merges[1] <= 5
 
 
 async def test_a_reader_of_one_chunk_at_a_time_has_all_in_order() -> None:

@@ -10,7 +10,6 @@ from gateway.protocol.event import Event, NewEvent
 from gateway.protocol.json_value import dump_json, parse_json
 from gateway.protocol.namespace import Reducer
 
-_ABSENT: dict[str, object] = {}
 _OVERHEAD_BYTES = 120  # Of one value in memory, on top of its bytes.
 
 
@@ -47,7 +46,7 @@ class MergeState(State):
     """A JSON document changed by merge patches (RFC 7396); `{}` before the first."""
 
     def __init__(self, stored: bytes | None = None) -> None:
-        self._document: object = parse_json(_split(stored)[1]) if stored else _ABSENT
+        self._document: object = parse_json(_split(stored)[1]) if stored else {}
         self.size_bytes = _OVERHEAD_BYTES + 4 * len(stored or b"")
 
     def fold(self, event: Event) -> None:
@@ -117,10 +116,13 @@ def load_state(reducer: Reducer, stored: Mapping[bytes, bytes]) -> State:
 
 
 def merge_patch(target: object, patch: object) -> object:
-    """Return `target` changed by `patch`; neither is altered. Source: RFC 7396 2."""
+    """Return `target` changed by `patch`; objects in `target` are altered in place.
+
+    Source: RFC 7396 2.
+    """
     if not isinstance(patch, dict):
         return patch
-    result = dict(target) if isinstance(target, dict) else {}
+    result = target if isinstance(target, dict) else {}
     for name, value in patch.items():
         if value is None:
             result.pop(name, None)

@@ -26,6 +26,7 @@ from gateway.store.scripts import ChannelContents, digest_event, last_of, parse_
 _ATTEMPTS = 100  # Every failed one means that another worker's publish succeeded meanwhile.
 _GROUP_EVENTS = 10_000
 _GROUP_BYTES = 8 * 1024 * 1024
+_WAITING_CALLS = 10_000
 _CONCERNS_ALL = (StoreUnavailable, StoreRefused, MergeContention)
 
 
@@ -39,15 +40,19 @@ class _Job:
 
 @dataclass(slots=True)
 class _Group:
-    """What one round has folded so far: documents, the jobs they hold, and their events."""
+    """What one round has folded so far: documents, and the events they hold.
+
+    `lines` tells for each event which of its caller's it is, counted from 1; `touched` the
+    number of each channel's last event, counted from 1.
+    """
 
     bases: dict[str, Position]
     exists: dict[str, bool]
     documents: dict[str, object]
     known: dict[str, bytes]
-    jobs: list[_Job] = field(default_factory=list)
     events: list[NewEvent] = field(default_factory=list)
-    touched: set[str] = field(default_factory=set)
+    lines: list[int] = field(default_factory=list)
+    touched: dict[str, int] = field(default_factory=dict)
 
 
 class MergeLane:
@@ -67,6 +72,10 @@ class MergeLane:
 
     async def publish(self, call: PublishCall) -> list[Stored]:
         """Store one call's events; as RedisStore.publish, and MergeContention when others win."""
+        if len(self._waiting) >= _WAITING_CALLS:
+            raise MergeContention(
+                f"namespace {self._namespace}: {_WAITING_CALLS} publishes are waiting already"
+            )
         job = _Job(call, asyncio.get_running_loop().create_future())
         self._waiting.append(job)
         if self._work is None:
@@ -154,29 +163,42 @@ class MergeLane:
                 answers.append((job, self._fold(job, group)))
             except GatewayError as error:
                 self._fail([job], error)
-        positions: list[Stored] = []
-        if group.events:
-            states = {
-                channel: (group.bases[channel], self._dump(group.documents[channel]))
-                for channel in group.touched
-            }
-            call = PublishCall(group.events, publisher=publisher, states=states)
-            positions = await self._store.publish(self._namespace, call)
+        positions = await self._store_group(group, publisher) if group.events else []
         for job, answer in answers:
             if not job.answer.done():  # Its caller may have left.
                 stored = [positions[at] if isinstance(at, int) else at for at in answer]
                 job.answer.set_result(stored)
 
+    async def _store_group(self, group: _Group, publisher: str) -> list[Stored]:
+        """Store what was folded; an error's line is that of the caller, where there is one."""
+        states = {}
+        try:
+            for channel, last in group.touched.items():
+                document = dump_json(group.documents[channel], sort_keys=True)
+                if len(document) > self._limit_bytes:
+                    rule = (
+                        f"a channel's state is at most {self._limit_bytes} bytes, "
+                        f"this would make it {len(document)}"
+                    )
+                    raise LimitExceeded("data", channel, rule, line=last)
+                states[channel] = (group.bases[channel], document)
+            call = PublishCall(group.events, publisher=publisher, states=states)
+            return await self._store.publish(self._namespace, call)
+        except InvalidField as error:
+            if error.line is not None:
+                error.line = group.lines[error.line - 1]
+            raise
+
     def _fold(self, job: _Job, group: _Group) -> list[Stored | int]:
-        """Fold a job into the group, or raise and leave the group as it was.
+        """Fold a job into the group, or raise before anything of it is folded.
 
         Returns, per event, where it stood before or its number among the group's events.
         """
-        documents: dict[str, object] = {}
-        fresh: list[NewEvent] = []
+        fresh: list[tuple[int, NewEvent, object]] = []
         answer: list[Stored | int] = []
         own: dict[str, tuple[str, int]] = {}
         for line, event in enumerate(job.call.events, 1):
+            number = len(group.events) + len(fresh)
             token = event.idempotency_key
             if token:
                 digest = digest_event(event)
@@ -186,25 +208,18 @@ class MergeLane:
                         raise IdempotencyConflict(token, line=line)
                     answer.append(earlier[1])
                     continue
-                own[token] = (digest, len(group.events) + len(fresh))
+                own[token] = (digest, number)
             if job.call.if_match:
                 _check_match(job.call.if_match, event.channel, group)
-            document = documents.get(event.channel, group.documents[event.channel])
-            documents[event.channel] = merge_patch(document, parse_json(event.data))
-            answer.append(len(group.events) + len(fresh))
-            fresh.append(event)
-        for channel, document in documents.items():
-            if len(self._dump(document)) > self._limit_bytes:
-                rule = f"a channel's state is at most {self._limit_bytes} bytes"
-                raise LimitExceeded("data", channel, rule)
-        group.documents |= documents
-        group.touched |= documents.keys()
-        group.events += fresh
+            fresh.append((line, event, parse_json(event.data)))
+            answer.append(number)
+        for line, event, patch in fresh:
+            channel = event.channel
+            group.documents[channel] = merge_patch(group.documents[channel], patch)
+            group.events.append(event)
+            group.lines.append(line)
+            group.touched[channel] = len(group.events)
         return answer
-
-    @staticmethod
-    def _dump(document: object) -> bytes:
-        return dump_json(document, sort_keys=True)
 
 
 def _earlier(

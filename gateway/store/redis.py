@@ -2,11 +2,11 @@
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 from hiredis import pack_command
 from redis.asyncio.connection import AbstractConnection
@@ -63,6 +63,8 @@ from gateway.store.scripts import (
 _OLDEST_VERSION = (6, 2)  # Exclusive ranges "(id" and XTRIM MINID.
 _PAGE = 1000  # Index entries to a step of HSCAN.
 _ANYBODY = "-"
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 _ELSEWHERE = (ReadOnlyError, ClusterDownError, BusyLoadingError)
 
 
@@ -193,7 +195,8 @@ class RedisStore:
         names += [keys.idempotency(publisher, key) for key in idempotency_keys]
         reply = await self._run(namespace, READ, names, [len(channels), what, *channels])
         contents = [
-            parse_contents(channel, raw) for channel, raw in zip(channels, reply[1], strict=True)
+            self._parse(namespace, keys.ring(channel), parse_contents, channel, raw)
+            for channel, raw in zip(channels, reply[1], strict=True)
         ]
         return parse_life(reply[0]), contents, reply[2]
 
@@ -210,7 +213,8 @@ class RedisStore:
                 )  # fmt: skip
                 cursor, flat = await connection.read_response()
             for name, value in zip(flat[::2], flat[1::2], strict=True):
-                yield name.decode(), parse_index(value)
+                entry = self._parse(namespace, self._keys[namespace].channels, parse_index, value)
+                yield name.decode(), entry
             if cursor == b"0":
                 return
 
@@ -224,7 +228,8 @@ class RedisStore:
                 "STREAMS", self._keys[namespace].bus, str(after),
             )  # fmt: skip
             reply = await connection.read_response()
-        return parse_bus(reply[0][1]) if reply else []
+        entries = reply[0][1] if reply else []
+        return self._parse(namespace, self._keys[namespace].bus, parse_bus, entries)
 
     async def ring_lengths(self, namespace: str, channels: Sequence[str]) -> list[int]:
         """Return how many events each channel's ring holds, in one round trip."""
@@ -233,6 +238,18 @@ class RedisStore:
             commands = [("XLEN", keys.ring(channel)) for channel in channels]
             await connection.send_packed_command(connection.pack_commands(commands))
             return [int(await connection.read_response()) for _ in channels]
+
+    @staticmethod
+    def _parse(
+        namespace: str, key: str, parse: Callable[_P, _T], *args: _P.args, **named: _P.kwargs
+    ) -> _T:
+        """Return what a key holds; raises StoreRefused when another than this gateway wrote it."""
+        try:
+            return parse(*args, **named)
+        except (IndexError, ValueError) as error:
+            raise StoreRefused(
+                f"namespace {namespace} holds unexpected data in {key}: {error}"
+            ) from error
 
     # -- writes -------------------------------------------------------------------------------
 

@@ -111,9 +111,9 @@ def test_stored_text_is_told_from_stored_json() -> None:
     ],
 )
 def test_merge_patches_work_as_in_the_standard(target: str, patch: str, result: str) -> None:
-    before = json.loads(target)
-    assert merge_patch(before, json.loads(patch)) == json.loads(result)
-    assert before == json.loads(target)
+    given = json.loads(patch)
+    assert merge_patch(json.loads(target), given) == json.loads(result)
+    assert given == json.loads(patch)
     state = load_state(Reducer.MERGE, {b"v": b"j" + target.encode()})
     state.fold(event(patch.encode()))
     assert json.loads(rendered(state)) == {"state": json.loads(result)}

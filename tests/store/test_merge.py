@@ -11,6 +11,7 @@ from gateway.protocol.errors import (
     IdempotencyConflict,
     InvalidField,
     LimitExceeded,
+    MergeContention,
     PositionMismatch,
     StoreRefused,
 )
@@ -299,3 +300,27 @@ async def test_a_merged_state_that_is_no_json_is_the_stores_fault(
         await merge(publisher, '{"a":1}')
     assert await dump(redis) == before
     await merge(publisher, '{"a":1}', channel="merged/b")
+
+
+async def test_the_line_that_makes_a_state_too_large_is_named(redis: Valkey) -> None:
+    rules = replace(MERGED, state_limit_bytes=100)
+    async with open_publisher(redis.url, rules) as publisher:
+        first = [replace(new(CHANNEL, "{}"), idempotency_key="t")]
+        await publisher.publish("merged", first)
+        large = [new(CHANNEL, '{"x":"' + "x" * 60 + '"}'), new(CHANNEL, '{"y":"' + "y" * 60 + '"}')]
+        with pytest.raises(LimitExceeded, match="100 bytes") as caught:
+            # Its first event was stored before, and still counts as a line.
+            await publisher.publish("merged", [*first, *large, new("merged/other", "{}")])
+        assert caught.value.line == 3
+    assert await stored_text(redis) == b"j{}"
+
+
+async def test_no_more_callers_wait_than_the_bound(
+    publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.store.merge._WAITING_CALLS", 3)
+    answers = await asyncio.gather(
+        *(merge(publisher, f'{{"k{at}":{at}}}') for at in range(10)), return_exceptions=True
+    )
+    assert answers[:3] == [None, None, None]
+    assert all(isinstance(answer, MergeContention) for answer in answers[3:])

@@ -23,7 +23,7 @@ from gateway.protocol.event import NewEvent
 from gateway.protocol.namespace import Namespace
 from gateway.settings import Settings
 from gateway.snapshot.cache import Snapshots
-from gateway.store.connection import ConnectionOptions, open_server
+from gateway.store.connection import ConnectionOptions, open_server, without_password
 from gateway.store.publisher import Publisher
 from gateway.store.redis import RedisStore, StoreLimits
 from gateway.telemetry.metrics import Metrics
@@ -263,11 +263,7 @@ async def listening(gateway: Gateway) -> AsyncIterator[str]:
 async def _demo(gateway: Gateway) -> None:
     async def publish(channel: str, data: bytes) -> object:
         namespace = namespace_of(channel, gateway.settings.namespaces)
-        try:
-            return await gateway.publisher.publish(namespace, [NewEvent(channel, data, json=True)])
-        except StoreUnavailable as error:
-            _log.warning("demo: %s", error)
-            return None
+        return await gateway.publisher.publish(namespace, [NewEvent(channel, data, json=True)])
 
     process = psutil.Process()
 
@@ -311,7 +307,7 @@ async def serve(
             url, exited = server.url, server.exited
         gateway = build_gateway(settings, url)
         stack.push_async_callback(gateway.store.aclose)
-        await gateway.store.check()
+        await _check_store(gateway)
         try:
             async with asyncio.TaskGroup() as tasks:
                 running = [tasks.create_task(gateway.run())]
@@ -327,6 +323,16 @@ async def serve(
                     task.cancel()
         except* GatewayError as group:
             raise _first(group) from group
+
+
+async def _check_store(gateway: Gateway) -> None:
+    try:
+        await gateway.store.check()
+    except StoreUnavailable as error:
+        setting = gateway.settings.redis
+        if setting == "embedded":
+            raise
+        raise StoreUnavailable(f"redis = {without_password(setting)}: {error}") from error
 
 
 def _first(group: BaseExceptionGroup[GatewayError]) -> GatewayError:

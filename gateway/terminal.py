@@ -88,7 +88,8 @@ def _known(error: Exception) -> Iterator[Exception]:
 def show_error(error: Exception) -> None:
     """Print what went wrong, one line first; a refusal's fields below it."""
     console = messages()
-    console.print(f"[bold red]Error:[/] {escape(printable(str(error)))}")
+    text = "\n".join(map(printable, str(error).split("\n")))
+    console.print(f"[bold red]Error:[/] {escape(text)}")
     cause = error.cause if isinstance(error, PublishingStopped) else error
     if isinstance(cause, Refused):
         for name, value in _fields(cause.problem):

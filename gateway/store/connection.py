@@ -197,9 +197,9 @@ def open_server(url: str, options: ConnectionOptions) -> Server:
     except ValueError as error:
         # What stands before an @ may be a password, and the error may quote a piece of it.
         why = "is no valid URL; is its password percent-encoded?" if "@" in url else str(error)
-        raise StoreRefused(f"redis = {_without_password(url)}: {why}") from None
+        raise StoreRefused(f"redis = {without_password(url)}: {why}") from None
     raise StoreRefused(
-        f"redis = {_without_password(url)}: must be embedded, redis://, rediss://, unix://, "
+        f"redis = {without_password(url)}: must be embedded, redis://, rediss://, unix://, "
         "redis+sentinel:// or redis+cluster://"
     )
 
@@ -238,7 +238,8 @@ def _sentinel_server(scheme: str, rest: str, options: ConnectionOptions) -> Sing
     return SingleServer(pool, sentinel)
 
 
-def _without_password(url: str) -> str:
+def without_password(url: str) -> str:
+    """Return a Redis URL fit for messages: without its login."""
     scheme, separator, rest = url.partition("://")
     _, at, address = rest.rpartition("@")
     address, question, _ = address.partition("?")  # `?password=` is possible, too.

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from gateway.protocol.errors import GatewayError
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 LOCK_NAME = "gateway.lock"
 SOCKET_NAME = "store.sock"
@@ -103,7 +103,7 @@ def prepare_directory(data_dir: Path) -> Path:
     if not os.access(data_dir, os.R_OK | os.W_OK | os.X_OK, effective_ids=effective):
         raise EmbeddedServerError(f"data_dir = {data_dir}", f"Permission denied: {rule}")
     if mode & (stat.S_IWGRP | stat.S_IWOTH):
-        logger.warning("data_dir = %s: other users may write to it; 0700 is safer", data_dir)
+        _log.warning("data_dir = %s: other users may write to it; 0700 is safer", data_dir)
     return data_dir
 
 
@@ -145,7 +145,7 @@ def remove_socket(data_dir: Path) -> None:
             socket.unlink(missing_ok=True)
             socket.parent.rmdir()
         except OSError as error:
-            logger.debug("%s stays: %s", socket.parent, error)
+            _log.debug("%s stays: %s", socket.parent, error)
 
 
 def begin_log(log: Path) -> int:

@@ -45,7 +45,7 @@ from gateway.store.server_process import (
 
 __all__ = ["DataDirectoryInUse", "EmbeddedServer", "EmbeddedServerError", "find_binary"]
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 # What the server runs with; a left-over server that runs with anything else is not adopted.
 SERVER_SETTINGS: Mapping[str, str] = {
@@ -141,7 +141,7 @@ class EmbeddedServer:
         except BaseException:  # A cancelled start too must leave no process behind.
             await self._stop()
             raise
-        logger.info(
+        _log.info(
             "embedded server %s: process %d, %s",
             "adopted" if self.adopted else "started",
             self.pid,
@@ -166,7 +166,7 @@ class EmbeddedServer:
         fit = self._choose(servers, answer, socket)
         unfit = [process for process in servers if process is not fit]
         for process in unfit:
-            logger.warning("ending the server left in %s: process %d", self.data_dir, process.pid)
+            _log.warning("ending the server left in %s: process %d", self.data_dir, process.pid)
         await end_processes(unfit, timeout_seconds=self._stop_timeout_seconds)
         return None if fit is None else _Server(fit, socket, log_offset_bytes=0, adopted=True)
 
@@ -228,7 +228,7 @@ class EmbeddedServer:
                 if not await end_processes(
                     [self._server.process], timeout_seconds=self._stop_timeout_seconds
                 ):
-                    logger.warning("the embedded server did not stop in time and was killed")
+                    _log.warning("the embedded server did not stop in time and was killed")
                 remove_socket(self.data_dir)
         finally:
             if self._lock is not None:
@@ -252,7 +252,7 @@ class EmbeddedServer:
         broken = any(BROKEN_DATA.search(line) for line in lines)
         return self._error(
             f"the embedded server (process {self.pid}) {what}"
-            f"{describe_status(self._running.process)}; its log {log} says:{told}"
+            f"{describe_status(self._running.process)}; the end of its log {log}:{told}"
             + (REMEDY.format(directory=self.data_dir / "appendonlydir") if broken else "")
         )
 

@@ -1,7 +1,7 @@
 """The store's Lua scripts and how their arguments and replies are laid out; sends nothing."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import blake2b, sha1
 from importlib.resources import files
 from typing import Any, NamedTuple
@@ -13,22 +13,18 @@ from gateway.protocol.position import ORIGIN, Position
 JSON, TEXT = b"j", b"t"
 
 
-@dataclass(frozen=True, slots=True)
-class Script:
+class Script(NamedTuple):
     """One Lua script with its common opening, and the digest that EVALSHA wants."""
 
     source: str
-    sha: str = field(init=False)
-
-    def __post_init__(self) -> None:
-        digest = sha1(self.source.encode(), usedforsecurity=False).hexdigest()
-        object.__setattr__(self, "sha", digest)
+    sha: str
 
 
 def _load(name: str) -> Script:
     folder = files("gateway.store") / "lua"
     opening = (folder / "settle.lua").read_text()
-    return Script(f"{opening}\n{(folder / name).read_text()}")
+    source = f"{opening}\n{(folder / name).read_text()}"
+    return Script(source, sha1(source.encode(), usedforsecurity=False).hexdigest())
 
 
 GREET, PUBLISH, DELETE = _load("greet.lua"), _load("publish.lua"), _load("delete.lua")
@@ -111,7 +107,7 @@ def parse_life(raw: Sequence[Any]) -> Life:
 
 
 def parse_index(raw: bytes) -> IndexEntry:
-    """Return the index's value `<position> <bytes>[ x]`."""
+    """Return the index's value `<position> <bytes put> <bytes dropped>[ x]`."""
     position, _, rest = raw.partition(b" ")
     return IndexEntry(parse_position(position), rest.endswith(b" x"))
 

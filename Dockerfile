@@ -21,8 +21,11 @@ VOLUME /data
 USER gateway
 EXPOSE 8080
 
+# Of the port and the base path it knows what the environment says, not a TOML file's settings.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=20s CMD ["python", "-c", \
-    "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8080/livez', timeout=2)"]
+    "from os import environ as env; from urllib.request import urlopen; \
+    base = env.get('GATEWAY_PORT', '8080') + env.get('GATEWAY_BASE_PATH', ''); \
+    urlopen(f'http://127.0.0.1:{base}/livez', timeout=2)"]
 
 # Inside a container loopback reaches nobody; who may reach the port is the network's business.
 CMD ["sse-gateway", "serve", "--host", "0.0.0.0"]

@@ -233,11 +233,7 @@ def _watch(gateway: Gateway) -> None:
 async def listening(gateway: Gateway) -> AsyncIterator[str]:
     """Serve HTTP while the block runs; yields the address. Streams are drained at its end."""
     settings = gateway.settings
-    application = build_application(
-        gateway.handlers,
-        base_path=settings.base_path,
-        body_limit_bytes=settings.publish.batch_limit_bytes,
-    )
+    application = build_application(gateway.handlers, base_path=settings.base_path)
     # A reader that leaves cancels its handler, which takes it off the hub at once.
     runner = web.AppRunner(
         application,

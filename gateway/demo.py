@@ -208,10 +208,15 @@ async def _publish_all(publish: Publish, figures: Figures) -> None:
         logger.warning("demo figures were not published: %s", error)
 
 
+def next_tick(due: float, interval_seconds: float, now: float) -> float:
+    """Return when the tick after the one at `due` is due; those missed until `now` are left out."""
+    return max(due + interval_seconds, now)
+
+
 async def _ticks(interval_seconds: float) -> AsyncIterator[float]:
-    """Yield the monotonic time once an interval; ticks that a slow caller missed are left out."""
+    """Yield the monotonic time once an interval."""
     due = time.monotonic()
     while True:
-        due = max(due + interval_seconds, time.monotonic())
+        due = next_tick(due, interval_seconds, time.monotonic())
         await asyncio.sleep(due - time.monotonic())
         yield time.monotonic()

@@ -18,7 +18,12 @@ from gateway.protocol.errors import GatewayError
 from gateway.protocol.position import ORIGIN, Position
 from gateway.protocol.ring import Entry
 from gateway.protocol.selector import Selection
-from gateway.protocol.sse import encode_block, encode_comment, encode_unavailable
+from gateway.protocol.sse import (
+    encode_block,
+    encode_comment,
+    encode_unavailable,
+    jittered_retry_ms,
+)
 
 _log = logging.getLogger(__name__)
 HEARTBEAT = encode_comment("heartbeat")
@@ -378,7 +383,7 @@ class Hub:
         """Tell a subscriber why its stream ends for now, and end it; one that left is let be."""
         if subscriber not in subscriber.subscription:
             return
-        retry_ms = self._options.retry_ms + random.randrange(self._options.retry_ms + 1)
+        retry_ms = jittered_retry_ms(self._options.retry_ms, random.random())
         subscriber.connection.write(encode_unavailable(reason, retry_ms))
         self.leave(subscriber)
         subscriber.connection.close()

@@ -5,7 +5,9 @@ Source: RFC 9110 8.8.3 (entity tags), 13.1.1 (If-Match), 13.1.2 (If-None-Match).
 
 import hashlib
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from operator import itemgetter
 
 from gateway.protocol.errors import InvalidField
 from gateway.protocol.position import Position
@@ -83,7 +85,7 @@ class Proceed:
 
 @dataclass(frozen=True, slots=True)
 class NotModified:
-    """The caller has this snapshot already, or a newer one: 304, with `tag` as its ETag.
+    """The caller has this snapshot already: 304, with `tag` as its ETag.
 
     `tag` is the one that the caller holds, whichever variant: a cache freshens what it stored
     only when the 304 names that very tag (RFC 9111 4.3.4).
@@ -116,49 +118,50 @@ def parse_entity_tags(header: str, field: str = "If-None-Match") -> AnyTag | lis
     return tags
 
 
-def evaluate_if_none_match(
-    header: str | None, current: SnapshotTag, reached: Position | None = None
-) -> Proceed | NotModified:
-    """Tell whether a GET or HEAD with this `If-None-Match` needs an answer in full.
+def read_if_none_match(header: str | None) -> AnyTag | list[EntityTag]:
+    """Return what a GET's or HEAD's `If-None-Match` names; nothing when it breaks the grammar.
 
-    `reached` is the last position that this worker knows of. Whoever holds a snapshot from
-    beyond it keeps that one, as a worker that is behind must not take a cache back in time.
-    A header that breaks the grammar is no condition: a full answer is right for everybody.
+    Such a header is no condition: a full answer is right for everybody.
     """
-    named = _named(header)
-    if isinstance(named, AnyTag):
-        return NotModified(EntityTag(str(current)[1:-1]))
-    held = [
-        (snapshot.position, snapshot.coding == current.coding, tag)
-        for tag in named
-        # Weak comparison, as RFC 9110 13.1.2 demands: W/ makes no difference.
-        if (snapshot := SnapshotTag.parse(tag.opaque)) is not None
-        and (snapshot.is_variant_of(current) or _is_beyond(snapshot, current.epoch, reached))
-    ]
-    if not held:
-        return Proceed()
-    # The newest, and of its variants the one that would be sent: a cache may name several.
-    return NotModified(max(held, key=lambda entry: entry[:2])[2])
-
-
-def positions_named(header: str | None, epoch: str) -> Position | None:
-    """Return the newest position of `epoch` that `If-None-Match` shows the caller to have.
-
-    None when it names none, or breaks the grammar.
-    """
-    named = _named(header)
-    if isinstance(named, AnyTag):
-        return None
-    snapshots = (SnapshotTag.parse(tag.opaque) for tag in named)
-    return max((tag.position for tag in snapshots if tag and tag.epoch == epoch), default=None)
-
-
-def _is_beyond(tag: SnapshotTag, epoch: str, reached: Position | None) -> bool:
-    return reached is not None and tag.epoch == epoch and tag.position > reached
-
-
-def _named(header: str | None) -> AnyTag | list[EntityTag]:
     try:
         return parse_entity_tags(header or "")
     except InvalidField:
         return []
+
+
+def evaluate_if_none_match(header: str | None, current: SnapshotTag) -> Proceed | NotModified:
+    """Tell whether a GET or HEAD with this `If-None-Match` needs an answer in full."""
+    named = read_if_none_match(header)
+    if isinstance(named, AnyTag):
+        return NotModified(EntityTag(str(current)[1:-1]))
+    held = [
+        (snapshot.coding == current.coding, tag)
+        for snapshot, tag in _snapshots(named)
+        if snapshot.is_variant_of(current)
+    ]
+    if not held:
+        return Proceed()
+    # Of its variants the one that would be sent: a cache may name several.
+    return NotModified(max(held, key=itemgetter(0))[1])
+
+
+def newest_held(header: str | None, epoch: str) -> tuple[Position, EntityTag] | None:
+    """Return the newest snapshot of `epoch` that `If-None-Match` shows the caller to have.
+
+    A worker that is behind it must not take a cache back in time. None when there is none.
+    """
+    named = read_if_none_match(header)
+    if isinstance(named, AnyTag):
+        return None
+    held = (
+        (snapshot.position, tag) for snapshot, tag in _snapshots(named) if snapshot.epoch == epoch
+    )
+    return max(held, key=itemgetter(0), default=None)
+
+
+def _snapshots(tags: Iterable[EntityTag]) -> Iterator[tuple[SnapshotTag, EntityTag]]:
+    """Yield the tags that are of snapshots, W/ or not: weak comparison, RFC 9110 13.1.2."""
+    for tag in tags:
+        snapshot = SnapshotTag.parse(tag.opaque)
+        if snapshot is not None:
+            yield snapshot, tag

@@ -117,10 +117,6 @@ class Ring:
                 break
         return self._entries[low:high]
 
-    def oldest(self) -> Entry | None:
-        """Return the first entry kept."""
-        return self._entries[self._dead] if len(self) else None
-
     def has_between(self, position: Position, until: Position) -> bool:
         """Tell whether there is an entry with position < id <= until."""
         at = bisect_right(self._ids, position, self._dead)

@@ -30,9 +30,6 @@ class Selection:
         """Tell whether `channel`, of the same namespace, is selected."""
         return channel in self.channels or channel.startswith(self.prefixes)
 
-    def __str__(self) -> str:
-        return ",".join((*self.channels, *(f"{prefix}*" for prefix in self.prefixes)))
-
 
 def parse_selection(
     selectors: Iterable[str],

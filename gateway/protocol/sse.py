@@ -105,6 +105,14 @@ def encode_gap(
     return encode_block(id=id, type="gap", data=orjson.dumps(gap))
 
 
+def jittered_retry_ms(retry_ms: int, random: float) -> int:
+    """Return how long a client is to wait, between `retry_ms` and twice that.
+
+    `random` is from 0.0 up to 1.0: clients that lost their streams together come back spread out.
+    """
+    return retry_ms + int(random * (retry_ms + 1))
+
+
 def encode_unavailable(reason: str, retry_ms: int) -> bytes:
     """Return the last event of a stream that a passing condition ends; the client comes back."""
     data = orjson.dumps({"reason": reason})

@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -19,7 +18,7 @@ from gateway.snapshot.variants import Snapshot
 from gateway.store.redis import RedisStore
 from gateway.store.scripts import IndexEntry
 
-_ATTEMPTS = 5  # Each failed one means that the channel ended or began meanwhile.
+_DOUBTS = 5  # Each means that the channel ended or began while it was read.
 _BEHIND_SECONDS = 2.0  # How long a read may wait for the tail to notice another history.
 
 
@@ -146,17 +145,20 @@ class Snapshots:
 
         Raises UnknownChannel, StoreUnavailable.
         """
-        for _ in range(_ATTEMPTS):
-            if not tail.mirror.exists(channel):
-                break
+        doubts = 0
+        while tail.mirror.exists(channel):
             kept = self._kept.get(channel)
             if kept is not None:
                 self._kept.move_to_end(channel)  # Now the most recently used.
                 return self._render(tail.mirror, channel, kept, at_least)
             # Not used as it comes: its history may end between the load's end and our turn, and
             # a channel that was unknown to the load may have begun.
-            with suppress(UnknownChannel):
+            try:
                 await self._load(tail, channel)
+            except UnknownChannel as error:
+                doubts += 1
+                if doubts == _DOUBTS and tail.mirror.exists(channel):
+                    raise StoreUnavailable(f"{channel} keeps ending and beginning") from error
         raise UnknownChannel(channel)
 
     def _render(

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import orjson
 
-from gateway.protocol.coding import compress
+from gateway.protocol.coding import IDENTITY, compress
 from gateway.protocol.etag import SnapshotTag, digest_body
 from gateway.protocol.position import Position
 
@@ -26,7 +26,7 @@ class Snapshot:
         self.epoch = epoch
         self.rendered_at = rendered_at
         self.digest = digest_body(body)
-        self._variants: dict[str, bytes] = {"identity": body}
+        self._variants: dict[str, bytes] = {IDENTITY: body}
         self._making: dict[str, asyncio.Task[bytes]] = {}
 
     @property
@@ -49,7 +49,7 @@ class Snapshot:
         variant = self._variants.get(coding)
         if variant is not None:
             return variant
-        body = self._variants["identity"]
+        body = self._variants[IDENTITY]
         if len(body) <= inline_limit_bytes:
             made()
             variant = self._variants[coding] = compress(coding, body)

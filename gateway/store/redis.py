@@ -1,44 +1,25 @@
 """The store's one door: every read and write of a namespace in Redis; keeps no events itself."""
 
-import asyncio
-import secrets
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any, NamedTuple, ParamSpec, TypeVar
-
-from hiredis import pack_command
-from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import (
-    BusyLoadingError,
-    ClusterDownError,
-    MovedError,
-    NoScriptError,
-    OutOfMemoryError,
-    ReadOnlyError,
-    RedisError,
-    ResponseError,
-)
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from typing import NamedTuple, ParamSpec, TypeVar
 
 from gateway.protocol.channel import DEFAULT_NAMESPACE
 from gateway.protocol.errors import (
     GatewayError,
     IdempotencyConflict,
     LimitExceeded,
-    OutcomeUnknown,
     PositionMismatch,
     StoreRefused,
-    StoreUnavailable,
     UnknownChannel,
 )
 from gateway.protocol.event import NewEvent
 from gateway.protocol.life import Life
 from gateway.protocol.namespace import Namespace
-from gateway.protocol.position import ORIGIN, Position
-from gateway.store.connection import Server, borrow, parse_info, run_id
+from gateway.protocol.position import Position
+from gateway.store.commands import Commands
+from gateway.store.connection import Server, parse_info
 from gateway.store.scripts import (
     DELETE,
     GREET,
@@ -50,8 +31,6 @@ from gateway.store.scripts import (
     BusEntry,
     ChannelContents,
     IndexEntry,
-    Keys,
-    Script,
     digest_event,
     parse_bus,
     parse_contents,
@@ -65,7 +44,6 @@ _PAGE = 1000  # Index entries to a step of HSCAN.
 _ANYBODY = "-"
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
-_ELSEWHERE = (ReadOnlyError, ClusterDownError, BusyLoadingError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +87,6 @@ class PublishCall:
     states: Mapping[str, tuple[Position, bytes]] = field(default_factory=dict)
 
 
-class _Moved(StoreUnavailable):
-    """The namespace's slot is served by another node now; nothing ran."""
-
-
 class StateMoved(GatewayError):
     """A merged state changed since it was read; nothing was stored."""
 
@@ -129,25 +103,33 @@ class RedisStore:
     ) -> None:
         self.namespaces = namespaces
         self.limits = limits
-        self.errors = 0
-        self._server = server
-        self._keys = {name: Keys(name) for name in namespaces}
-        self._tailed = dict.fromkeys(namespaces, ORIGIN)
+        self._commands = Commands(
+            server,
+            namespaces,
+            timeout_seconds=limits.command_timeout_seconds,
+            cut_margin_ms=limits.cut_margin_ms,
+        )
+        self._keys = self._commands.keys
+
+    @property
+    def errors(self) -> int:
+        """How many commands failed: the server did not answer, or not as it should."""
+        return self._commands.errors
 
     async def aclose(self) -> None:
         """Close every connection."""
-        await self._server.aclose()
+        await self._commands.aclose()
 
     def observe(self, namespace: str, position: Position) -> None:
         """Remember the highest position tailed; a store that lost it must not give it again."""
-        self._tailed[namespace] = max(self._tailed[namespace], position)
+        self._commands.observe(namespace, position)
 
     # -- start-up -----------------------------------------------------------------------------
 
     async def check(self) -> None:
         """Refuse a server or data that the guarantees cannot stand on; raises StoreRefused."""
         for name in self.namespaces:
-            async with self._connection(name) as connection:
+            async with self._commands.connection(name) as connection:
                 await connection.send_command("INFO")
                 info = parse_info(await connection.read_response())
             version = info.get("redis_version", "0.0")
@@ -160,13 +142,13 @@ class RedisStore:
                     "set maxmemory-policy noeviction"
                 )
             await self.greet(name)
-        taken = [name for name in self.namespaces if name != DEFAULT_NAMESPACE]
-        for name in taken:
-            await self._check_not_taken_over(name)
+        if len(self.namespaces) > 1:
+            await self._check_nothing_taken_over()
 
-    async def _check_not_taken_over(self, name: str) -> None:
-        async for channel, entry in self.scan_index(DEFAULT_NAMESPACE, f"{name}*"):
-            if not entry.deleted and channel.partition("/")[0] == name:
+    async def _check_nothing_taken_over(self) -> None:
+        async for channel, entry in self.scan_index(DEFAULT_NAMESPACE):
+            name = channel.partition("/")[0]
+            if name in self.namespaces and name != DEFAULT_NAMESPACE and not entry.deleted:
                 raise StoreRefused(
                     f"namespaces.{name}: would take over channel {channel} of namespace default. "
                     f"Start without it and move its channels: `sse-gateway tail {name} '{name}/*' "
@@ -179,7 +161,7 @@ class RedisStore:
 
     async def greet(self, namespace: str) -> Life:
         """Return the namespace's life now; a new run of the server is noticed here."""
-        return parse_life((await self._run(namespace, GREET, [], []))[0])
+        return parse_life((await self._commands.run(namespace, GREET, [], []))[0])
 
     async def read(
         self,
@@ -193,24 +175,21 @@ class RedisStore:
         keys = self._keys[namespace]
         names = keys.of_channels(channels)
         names += [keys.idempotency(publisher, key) for key in idempotency_keys]
-        reply = await self._run(namespace, READ, names, [len(channels), what, *channels])
+        reply = await self._commands.run(namespace, READ, names, [len(channels), what, *channels])
         contents = [
             self._parse(namespace, keys.ring(channel), parse_contents, channel, raw)
             for channel, raw in zip(channels, reply[1], strict=True)
         ]
         return parse_life(reply[0]), contents, reply[2]
 
-    async def scan_index(
-        self, namespace: str, pattern: str = "*"
-    ) -> AsyncIterator[tuple[str, IndexEntry]]:
-        """Yield every channel that the index knows and that `pattern` matches."""
+    async def scan_index(self, namespace: str) -> AsyncIterator[tuple[str, IndexEntry]]:
+        """Yield every channel that the index knows."""
         cursor = b"0"
         while True:
-            async with self._connection(namespace) as connection:
+            async with self._commands.connection(namespace) as connection:
                 await connection.send_command(
-                    "HSCAN", self._keys[namespace].channels, cursor, "MATCH", pattern,
-                    "COUNT", _PAGE,
-                )  # fmt: skip
+                    "HSCAN", self._keys[namespace].channels, cursor, "COUNT", _PAGE
+                )
                 cursor, flat = await connection.read_response()
             for name, value in zip(flat[::2], flat[1::2], strict=True):
                 entry = self._parse(namespace, self._keys[namespace].channels, parse_index, value)
@@ -222,7 +201,9 @@ class RedisStore:
         self, namespace: str, after: Position, count: int, block_ms: int
     ) -> list[BusEntry]:
         """Return the bus's entries after a position, waiting up to `block_ms` for the first."""
-        async with self._connection(namespace, block_seconds=block_ms / 1000) as connection:
+        async with self._commands.connection(
+            namespace, block_seconds=block_ms / 1000
+        ) as connection:
             await connection.send_command(
                 "XREAD", "COUNT", count, "BLOCK", block_ms,
                 "STREAMS", self._keys[namespace].bus, str(after),
@@ -234,7 +215,7 @@ class RedisStore:
     async def ring_lengths(self, namespace: str, channels: Sequence[str]) -> list[int]:
         """Return how many events each channel's ring holds, in one round trip."""
         keys = self._keys[namespace]
-        async with self._connection(namespace) as connection:
+        async with self._commands.connection(namespace) as connection:
             commands = [("XLEN", keys.ring(channel)) for channel in channels]
             await connection.send_packed_command(connection.pack_commands(commands))
             return [int(await connection.read_response()) for _ in channels]
@@ -284,7 +265,9 @@ class RedisStore:
             rules.keys_limit, rules.state_limit_bytes, self.limits.idempotency_ms,
             len(channels), len(rows), *chain.from_iterable(heads), *chain.from_iterable(rows),
         ]  # fmt: skip
-        _, outcome, *rest = await self._run(namespace, PUBLISH, names, arguments, writes=True)
+        _, outcome, *rest = await self._commands.run(
+            namespace, PUBLISH, names, arguments, writes=True
+        )
         if outcome != b"ok":
             raise _refusal(outcome, int(rest[0]), rest[1], call, rules)
         replayed = set(rest[1])
@@ -305,7 +288,9 @@ class RedisStore:
         names = self._keys[namespace].of_channels([channel])
         limits = self.limits
         arguments = [channel, if_match, limits.bus_events, limits.bus_bytes]
-        _, outcome, detail = await self._run(namespace, DELETE, names, arguments, writes=True)
+        _, outcome, detail = await self._commands.run(
+            namespace, DELETE, names, arguments, writes=True
+        )
         if outcome == b"unknown":
             raise UnknownChannel(channel)
         if outcome == b"mismatch":
@@ -317,112 +302,13 @@ class RedisStore:
 
         The namespace's floor rises to the highest of them.
         """
-        async with self._connection(namespace) as connection:
+        async with self._commands.connection(namespace) as connection:
             await connection.send_command("HMGET", self._keys[namespace].channels, *channels)
             values = await connection.read_response()
         listed = [(name, value) for name, value in zip(channels, values, strict=True) if value]
         names = self._keys[namespace].of_channels([name for name, _ in listed])
-        reply = await self._run(namespace, SWEEP, names, list(chain.from_iterable(listed)))
+        reply = await self._commands.run(namespace, SWEEP, names, list(chain.from_iterable(listed)))
         return int(reply[1])
-
-    # -- the one way to Redis -----------------------------------------------------------------
-
-    async def _run(
-        self,
-        namespace: str,
-        script: Script,
-        keys: list[str],
-        arguments: Sequence[Any],
-        *,
-        writes: bool = False,
-    ) -> Any:
-        try:
-            return await self._run_once(namespace, script, keys, arguments, writes)
-        except _Moved:
-            # Redis ran nothing, and the topology was dropped: ask the new owner.
-            return await self._run_once(namespace, script, keys, arguments, writes)
-
-    async def _run_once(
-        self,
-        namespace: str,
-        script: Script,
-        keys: list[str],
-        arguments: Sequence[Any],
-        writes: bool,
-    ) -> Any:
-        all_keys = [*self._keys[namespace].common, *keys]
-        async with self._connection(namespace, writes=writes) as connection:
-            common = (
-                run_id(connection),
-                str(self._tailed[namespace]),
-                secrets.token_hex(8),
-                self.limits.cut_margin_ms,
-                str(self.namespaces[namespace].reducer),
-            )
-            rest = (len(all_keys), *all_keys, *common, *arguments)
-            # hiredis packs ten thousand events several times as fast as the connection's own way.
-            await connection.send_packed_command(pack_command(("EVALSHA", script.sha, *rest)))
-            try:
-                return await connection.read_response()
-            except NoScriptError:  # Nothing ran yet: this server has not seen the script.
-                await connection.send_packed_command(pack_command(("EVAL", script.source, *rest)))
-                return await connection.read_response()
-
-    @asynccontextmanager
-    async def _connection(
-        self, namespace: str, *, block_seconds: float = 0.0, writes: bool = False
-    ) -> AsyncIterator[AbstractConnection]:
-        """Lend a connection for commands that Redis may hold for `block_seconds`.
-
-        Its errors become ours: when it breaks, what `writes` has an unknown outcome.
-        """
-        seconds = self.limits.command_timeout_seconds
-        try:
-            async with (
-                borrow(self._server, namespace, seconds) as connection,
-                asyncio.timeout(block_seconds + seconds),
-            ):
-                yield connection
-        except MovedError as error:
-            await self._server.forget()
-            raise _Moved(f"redis: {error}") from error
-        except StoreUnavailable:
-            self.errors += 1
-            raise
-        except _ELSEWHERE as error:
-            self.errors += 1
-            await self._server.forget()
-            raise StoreUnavailable(f"redis: {error}") from error
-        except (RedisConnectionError, RedisTimeoutError, OSError) as error:
-            self.errors += 1
-            kind = OutcomeUnknown if writes else StoreUnavailable
-            raise kind(f"redis: {str(error) or type(error).__name__}") from error
-        except OutOfMemoryError as error:
-            self.errors += 1
-            raise StoreUnavailable(f"redis is full: {error}") from error
-        except ResponseError as error:
-            self.errors += 1
-            if "-READONLY " in str(error):  # Redis 6.2 wraps what a script runs into.
-                await self._server.forget()
-            raise self._response_error(namespace, str(error)) from error
-        except RedisError as error:
-            self.errors += 1
-            raise StoreUnavailable(f"redis: {error}") from error
-
-    def _response_error(self, namespace: str, text: str) -> GatewayError:
-        if "REDUCER " in text:
-            stored = text.partition("REDUCER ")[2].split()[0]
-            return StoreRefused(
-                f"namespaces.{namespace}.reducer = {self.namespaces[namespace].reducer}: its "
-                f"channels were folded by {stored}; keep {stored}, or use another namespace"
-            )
-        if "SCHEMA " in text:
-            return StoreRefused(f"namespace {namespace} was written by another version: {text}")
-        if "CORRUPT " in text or "WRONGTYPE" in text:
-            return StoreRefused(f"namespace {namespace} holds unexpected data: {text}")
-        if "-OOM " in text:
-            return StoreUnavailable(f"redis is full: {text}")
-        return StoreUnavailable(f"redis: {text}")
 
 
 def _refusal(

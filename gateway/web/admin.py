@@ -3,11 +3,13 @@
 import heapq
 import time
 from collections.abc import Iterator, Mapping
+from itertools import islice
 
 import orjson
 from aiohttp import web
 
 from gateway.hub.hub import Hub
+from gateway.hub.mirror import Mirror
 from gateway.hub.tail import Tail
 from gateway.protocol.cache_control import NO_STORE
 from gateway.protocol.errors import StoreUnavailable
@@ -32,9 +34,8 @@ class ChannelsHandler:
         """List channels in the order of their names, from the one after `after`."""
         query = read_query(request, "prefix", "limit", "after")
         limit = read_whole(query, "limit", _PAGE, _PAGE_LIMIT)
-        found = heapq.nsmallest(
-            limit + 1, self._matching(query.get("prefix", ""), query.get("after", ""))
-        )
+        matching = self._matching(query.get("prefix", ""), query.get("after", ""))
+        found = list(islice(matching, limit + 1))
         page = found[:limit]
         document = {
             "channels": await self._describe(page),
@@ -47,14 +48,15 @@ class ChannelsHandler:
         )
 
     def _matching(self, prefix: str, after: str) -> Iterator[tuple[str, str]]:
+        """Return each channel that exists and its namespace, in the order of their names."""
+        parts = []
         for name, tail in self._tails.items():
             if self._names.namespaces[name].protected:
                 continue
             if tail.mirror.life is None:
                 raise StoreUnavailable("the store has not answered yet")
-            for channel, entry in tail.mirror.index.items():
-                if channel > after and channel.startswith(prefix) and not entry.deleted:
-                    yield channel, name
+            parts.append(_existing(tail.mirror, prefix, after))
+        return heapq.merge(*parts)
 
     async def _describe(self, page: list[tuple[str, str]]) -> list[dict[str, object]]:
         lengths: dict[str, int] = {}
@@ -80,3 +82,9 @@ class ChannelsHandler:
                 }
             )
         return described
+
+
+def _existing(mirror: Mirror, prefix: str, after: str) -> Iterator[tuple[str, str]]:
+    for channel in mirror.names_from(prefix, after):
+        if mirror.exists(channel):
+            yield channel, mirror.namespace.name

@@ -4,8 +4,7 @@ from importlib.resources import files
 
 from aiohttp import web
 
-from gateway.protocol.errors import InvalidField
-from gateway.protocol.etag import AnyTag, EntityTag, digest_body, parse_entity_tags
+from gateway.protocol.etag import AnyTag, EntityTag, digest_body, read_if_none_match
 from gateway.web.request import read_query
 
 
@@ -25,9 +24,6 @@ class DescriptionHandler:
         return web.Response(body=self._body, content_type="application/json", headers=headers)
 
     def _is_held(self, request: web.Request) -> bool:
-        try:
-            named = parse_entity_tags(",".join(request.headers.getall("If-None-Match", [])))
-        except InvalidField:
-            return False  # No condition at all, as for snapshots.
+        named = read_if_none_match(",".join(request.headers.getall("If-None-Match", [])))
         # Weak comparison: RFC 9110 13.1.2.
         return isinstance(named, AnyTag) or any(tag.opaque == self._tag.opaque for tag in named)

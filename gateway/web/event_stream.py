@@ -1,4 +1,9 @@
-"""The ordinary transport of a stream: aiohttp's response, written to without awaiting."""
+"""The ordinary transport of a stream: aiohttp's response, written to without awaiting.
+
+Frames come ready from the hub, made once for all subscribers. Per subscriber there is what HTTP
+asks of each connection: aiohttp frames every write as a chunk (or, for HTTP/1.0, sends it bare)
+and the socket's buffer takes a copy of what the kernel does not. Nothing here encodes an event.
+"""
 
 import asyncio
 from collections.abc import Callable
@@ -17,7 +22,6 @@ class EventStream(EventSourceResponse):
     def __init__(self) -> None:
         super().__init__()
         self.headers["Cache-Control"] = STREAM
-        self.headers["Access-Control-Allow-Origin"] = "*"
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
         """Send the head (with the first frame); starts nothing."""

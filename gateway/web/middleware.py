@@ -2,9 +2,10 @@
 
 import logging
 import re
+from collections.abc import Awaitable, Callable
 
 from aiohttp import web
-from aiohttp.typedefs import Handler, Middleware
+from aiohttp.typedefs import Handler
 
 from gateway.protocol.errors import GatewayError
 from gateway.web.problem import problem, problem_of
@@ -14,22 +15,21 @@ _PUBLIC = ("events", "snapshots", "history", "openapi.json")
 _SAFE = ("GET", "HEAD", "OPTIONS")
 
 
-def guard(base_path: str) -> Middleware:
-    """Return the middleware that turns errors into problems and marks public answers."""
+def share(base_path: str) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
+    """Return what lets pages of any site read public answers; it is called before each head."""
 
-    @web.middleware
-    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        response = await _answer(request, handler)
+    async def mark(request: web.Request, response: web.StreamResponse) -> None:
         part = request.path.removeprefix(base_path).lstrip("/").partition("/")[0]
-        if part in _PUBLIC and not response.prepared:
+        if part in _PUBLIC:
             response.headers["Access-Control-Allow-Origin"] = "*"
             response.headers["Access-Control-Expose-Headers"] = "ETag, Retry-After"
-        return response
 
-    return middleware
+    return mark
 
 
-async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
+@web.middleware
+async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turn errors into problems, and refuse what other sites' pages would write."""
     try:
         if request.method not in _SAFE and _is_cross_site(request):
             # A page of another site must not publish through its reader's browser.

@@ -54,7 +54,7 @@ class PublishHandler:
         channel, namespace = self._names.channel(request)
         if_match = read_if_match(request)
         token = _read_idempotency_key(request)
-        body = await read_body(request, self._limits.event_bytes)
+        body = await read_body(request, self._limits.event_bytes, "data")
         try:
             event = parse_event(
                 channel, body, request.headers.get("Content-Type", ""), self._limits,

@@ -10,7 +10,7 @@ from gateway.protocol.namespace import Namespace
 
 
 def read_query(
-    request: web.BaseRequest, *allowed: str, repeated: tuple[str, ...] = ()
+    request: web.Request, *allowed: str, repeated: tuple[str, ...] = ()
 ) -> dict[str, str]:
     """Return the query's parameters; unknown or doubled ones raise InvalidField.
 
@@ -40,15 +40,23 @@ def read_whole(values: Mapping[str, str], name: str, default: int, limit: int) -
     return int(text)
 
 
-async def read_body(request: web.Request, limit_bytes: int) -> bytes:
+async def read_body(request: web.Request, limit_bytes: int, field: str = "body") -> bytes:
     """Return the request's body, decoded when it has a content coding.
 
-    Raises TooLarge when the server read no further, InvalidField when it cannot be decoded.
+    Raises TooLarge naming `field`, without reading beyond the limit, and InvalidField when the
+    body cannot be decoded.
     """
+    too_large = TooLarge(field, None, f"must be at most {limit_bytes} bytes")
+    # What is coded may be longer than what it says.
+    if "Content-Encoding" not in request.headers and (request.content_length or 0) > limit_bytes:
+        raise too_large
+    body = bytearray()
     try:
-        return await request.read()
-    except web.HTTPRequestEntityTooLarge as error:
-        raise TooLarge("body", None, f"must be at most {limit_bytes} bytes") from error
+        async for chunk in request.content.iter_any():
+            body += chunk
+            if len(body) > limit_bytes:
+                raise too_large
+        return bytes(body)
     except web.RequestPayloadError as error:
         # Nothing more can be read of it; without this aiohttp would try, and log its failure.
         request.content.feed_eof()
@@ -65,9 +73,8 @@ class Names:
         self.namespaces = namespaces
         self.limit_bytes = limit_bytes
 
-    def channel(self, request: web.BaseRequest) -> tuple[str, Namespace]:
+    def channel(self, request: web.Request) -> tuple[str, Namespace]:
         """Return the path's channel and its namespace; raises InvalidField, ProtectedNamespace."""
-        assert isinstance(request, web.Request)
         name = check_channel(request.match_info["channel"], limit_bytes=self.limit_bytes)
         return name, self.open(namespace_of(name, self.namespaces))
 

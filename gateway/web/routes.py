@@ -9,7 +9,7 @@ from gateway.web.console import ConsoleHandler
 from gateway.web.description import DescriptionHandler
 from gateway.web.health import HealthHandler
 from gateway.web.history import HistoryHandler
-from gateway.web.middleware import guard, preflight
+from gateway.web.middleware import guard, preflight, share
 from gateway.web.publish import PublishHandler
 from gateway.web.snapshot import SnapshotHandler
 from gateway.web.stream import Streams
@@ -29,14 +29,10 @@ class Handlers:
     description: DescriptionHandler
 
 
-def build_application(
-    handlers: Handlers, *, base_path: str, body_limit_bytes: int
-) -> web.Application:
+def build_application(handlers: Handlers, *, base_path: str) -> web.Application:
     """Return the aiohttp application with every path under `base_path`."""
-    # One byte more is read than is allowed, so that our own answer names the limit.
-    application = web.Application(
-        middlewares=[guard(base_path)], client_max_size=body_limit_bytes + 1
-    )
+    application = web.Application(middlewares=[guard])
+    application.on_response_prepare.append(share(base_path))
     router = application.router
 
     def add(method: str, path: str, handler: object) -> None:

@@ -7,13 +7,13 @@ from aiohttp import web
 
 from gateway.hub.tail import Tail
 from gateway.protocol.cache_control import UNKNOWN_CHANNEL, cache_tags, surrogate_keys
-from gateway.protocol.coding import negotiate_coding
+from gateway.protocol.coding import IDENTITY, negotiate_coding
 from gateway.protocol.errors import StoreUnavailable, UnknownChannel
 from gateway.protocol.etag import (
+    EntityTag,
     NotModified,
-    SnapshotTag,
     evaluate_if_none_match,
-    positions_named,
+    newest_held,
 )
 from gateway.protocol.namespace import Namespace, Reducer
 from gateway.protocol.position import Position
@@ -85,36 +85,26 @@ class SnapshotHandler:
         if namespace.reducer is Reducer.NONE:
             detail = f"namespace {namespace.name} keeps no state (reducer none)"
             return unknown(tail, channel, detail)
-        held = positions_named(header, life.epoch)
-        wanted = max((p for p in (minimum, held) if p is not None), default=None)
+        held = newest_held(header, life.epoch)
+        known = (minimum, held[0] if held else None)
+        wanted = max((p for p in known if p is not None), default=None)
         if wanted is not None:
             try:
                 await tail.reach(wanted, self._options.wait_seconds)
             except TimeoutError as error:
-                if held != wanted:
+                if held is None or held[0] != wanted or tail.mirror.life is not life:
                     raise StoreUnavailable(f"this worker has not reached {wanted} yet") from error
-                return self._keep(namespace, channel, tail, header)
+                # The caller holds something newer than this worker could say.
+                return self._not_modified(_headers(namespace, channel), held[1])
         try:
             snapshot = await self._snapshots.get(tail, channel, wanted)
         except UnknownChannel as error:
             return unknown(tail, channel, str(error))
         return await self._answer(request, namespace, channel, snapshot, header)
 
-    def _keep(
-        self, namespace: Namespace, channel: str, tail: Tail, if_none_match: str | None
-    ) -> web.Response:
-        """Return the 304 of a caller that holds something newer than this worker could say."""
-        mirror = tail.mirror
-        assert mirror.life is not None
-        ours = SnapshotTag(mirror.life.epoch, mirror.tailed, "0", "identity")
-        outcome = evaluate_if_none_match(if_none_match, ours, mirror.tailed)
-        if not isinstance(outcome, NotModified):
-            raise StoreUnavailable("the store began another life meanwhile")
-        return self._not_modified(_headers(namespace, channel), outcome)
-
-    def _not_modified(self, headers: dict[str, str], outcome: NotModified) -> web.Response:
+    def _not_modified(self, headers: dict[str, str], held: EntityTag) -> web.Response:
         self._snapshots.counters.not_modified += 1
-        return web.Response(status=304, headers={**headers, "ETag": str(outcome.tag)})
+        return web.Response(status=304, headers={**headers, "ETag": str(held)})
 
     async def _answer(
         self,
@@ -135,11 +125,11 @@ class SnapshotHandler:
         # Whoever knew more than this worker was waited for: what is newer now is lost history.
         outcome = evaluate_if_none_match(if_none_match, snapshot.tag(coding))
         if isinstance(outcome, NotModified):
-            return self._not_modified(headers, outcome)
+            return self._not_modified(headers, outcome.tag)
         headers["ETag"] = str(snapshot.tag(coding))
         body = await self._snapshots.variant(
             snapshot, coding, self._options.inline_compression_limit_bytes
         )
-        if coding != "identity":
+        if coding != IDENTITY:
             headers["Content-Encoding"] = coding
         return web.Response(body=body, content_type="application/json", headers=headers)

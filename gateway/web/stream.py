@@ -14,11 +14,11 @@ from aiohttp.http import StreamWriter
 from gateway.hub.hub import Hub
 from gateway.hub.mirror import Mirror
 from gateway.hub.tail import Tail
-from gateway.protocol.errors import InvalidField, StoreUnavailable
+from gateway.protocol.errors import GatewayError, InvalidField
 from gateway.protocol.namespace import Reducer
-from gateway.protocol.position import Position
+from gateway.protocol.position import ORIGIN, Position
 from gateway.protocol.selector import Selection, parse_selection
-from gateway.protocol.sse import encode_block, encode_unavailable
+from gateway.protocol.sse import encode_block, encode_unavailable, jittered_retry_ms
 from gateway.web.event_stream import EventStream, ResponseConnection
 from gateway.web.problem import excerpt, problem
 from gateway.web.request import Names, read_query
@@ -113,7 +113,7 @@ class Streams:
             await tail.reach(start.position, self._options.reach_seconds)
         except TimeoutError:
             return "behind"
-        except StoreUnavailable:
+        except GatewayError:
             return "store"
         return self._closed_to(tail)  # Much may have changed meanwhile.
 
@@ -135,10 +135,12 @@ class Streams:
         # An EventSource never comes back after a 503; after this it does, spread over time.
         response = EventStream()
         await response.prepare(request)
-        retry_ms = self._options.retry_ms + random.randrange(self._options.retry_ms + 1)
+        retry_ms = jittered_retry_ms(self._options.retry_ms, random.random())
         # A new stream's first event sets the last event ID, to nothing when it has no id, and the
         # reader would come back without a position: WHATWG HTML 9.2.6.
         asked = None if start.since else start.position
+        if start.malformed:
+            asked = ORIGIN  # From before everything: it will be told of its gap yet.
         first = encode_block(id=asked) if asked is not None else b""
         with suppress(ConnectionError):  # It may be gone already.
             await response.write(first + encode_unavailable(reason, retry_ms))
@@ -184,7 +186,7 @@ def _place(start: _Start, mirror: Mirror) -> Position | None:
 
 def _read_start(request: web.Request, query: Mapping[str, str]) -> _Start:
     """Return where to begin: the header wins, as a browser sends it only when it comes back."""
-    header = request.headers.get("Last-Event-ID", "")
+    header = ", ".join(request.headers.getall("Last-Event-ID", []))
     if "last_event_id" in query and "since" in query:
         raise InvalidField("since", query["since"][:300], "stands in place of last_event_id")
     start = _Start()

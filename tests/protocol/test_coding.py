@@ -22,7 +22,6 @@ from gateway.protocol.coding import (
     compress,
     negotiate_coding,
 )
-from gateway.protocol.errors import InvalidField
 
 DECOMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
     "br": brotli.decompress,
@@ -97,32 +96,19 @@ def test_the_coding_with_the_highest_weight_wins(
     assert negotiate_coding(accept_encoding) == coding
 
 
-def test_only_offered_codings_are_chosen_in_the_order_offered() -> None:
-    assert negotiate_coding("br, gzip, zstd", ("zstd", "gzip", "identity")) == "zstd"
-    assert negotiate_coding("br", ("gzip", "identity")) == "identity"
-    assert negotiate_coding("br", ("gzip",)) is None
-    assert negotiate_coding(None, ("gzip",)) is None
-    assert negotiate_coding("*", ()) is None
-
-
 @given(st.text(alphabet="gzipbrstdx-*;=q01. ,\tentiy", max_size=80))
 def test_no_header_is_an_error(accept_encoding: str) -> None:
     assert negotiate_coding(accept_encoding) in (*CODINGS, None)
 
 
-@given(
-    st.dictionaries(st.sampled_from([*CODINGS, "deflate"]), st.integers(0, 1000)),
-    st.permutations(CODINGS),
-)
-def test_nothing_that_was_offered_has_a_higher_weight(
-    weights: dict[str, int], offered: list[str]
-) -> None:
+@given(st.dictionaries(st.sampled_from([*CODINGS, "deflate"]), st.integers(0, 1000)))
+def test_no_other_coding_has_a_higher_weight(weights: dict[str, int]) -> None:
     header = ", ".join(f"{coding};q={weight / 1000:.3f}" for coding, weight in weights.items())
-    best: dict[str, float] = {coding: weights.get(coding, 0) for coding in offered}
+    best: dict[str, float] = {coding: weights.get(coding, 0) for coding in CODINGS}
     best["identity"] = weights.get("identity", 0.1)
     highest = max(best.values())
-    expected = next(coding for coding in offered if best[coding] == highest)
-    assert negotiate_coding(header, offered) == (expected if highest else None)
+    expected = next(coding for coding in CODINGS if best[coding] == highest)
+    assert negotiate_coding(header) == (expected if highest else None)
 
 
 @pytest.mark.parametrize(
@@ -189,9 +175,3 @@ def test_large_zstd_bodies_stay_within_the_window_that_browsers_take() -> None:
     assert zstandard.get_frame_parameters(compress("zstd", body)).window_size <= 8 * 1024 * 1024
     frame = compress("zstd", body)
     assert zstandard.ZstdDecompressor(max_window_size=2**23).decompress(frame) == body
-
-
-def test_an_unknown_coding_is_refused_by_name() -> None:
-    with pytest.raises(InvalidField, match="one of br, zstd, gzip, identity") as caught:
-        compress("deflate", b"body")
-    assert (caught.value.field, caught.value.value) == ("coding", "deflate")

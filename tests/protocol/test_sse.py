@@ -1,5 +1,6 @@
 """Frames, judged by a reader written after the standard."""
 
+import math
 from dataclasses import dataclass, field
 
 import orjson
@@ -17,6 +18,7 @@ from gateway.protocol.sse import (
     encode_event,
     encode_gap,
     encode_unavailable,
+    jittered_retry_ms,
     json_data,
 )
 
@@ -192,3 +194,10 @@ def test_frames_in_a_row_are_read_one_by_one(events: list[tuple[str, str]]) -> N
     for data, type in events:
         stream += encode_event(event(data.encode(), type=type)) + encode_comment("heartbeat")
     assert len(Reader().read(stream).dispatched) == len(events)
+
+
+def test_a_retry_is_spread_between_the_setting_and_its_double() -> None:
+    assert jittered_retry_ms(2000, 0.0) == 2000
+    assert jittered_retry_ms(2000, 0.5) == 3000
+    assert jittered_retry_ms(2000, math.nextafter(1.0, 0.0)) == 4000
+    assert jittered_retry_ms(0, 0.9) == 0

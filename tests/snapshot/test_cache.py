@@ -3,6 +3,8 @@
 import asyncio
 import gzip
 import threading
+import time
+from functools import partial
 
 import orjson
 import pytest
@@ -265,8 +267,14 @@ async def test_within_the_minimum_interval_one_rendering_serves_all_but_those_wh
 
 async def test_after_the_minimum_interval_the_snapshot_is_rendered_anew(start: Start) -> None:
     client = await start({"snapshots": {"min_interval_ms": 1}})
+    over_at = 0.0
     for n in range(3):
         position = await client.publish("a", b"%d" % n)
         await client.settle()
-        await asyncio.sleep(0.002)  # Longer than the interval, by the same clock.
+        await until(partial(_has_come, over_at))
         assert (await client.get("/snapshots/a")).json["id"] == position
+        over_at = time.monotonic() + 0.001
+
+
+def _has_come(at: float) -> bool:
+    return time.monotonic() > at

@@ -305,7 +305,8 @@ async def test_its_end_while_running_is_reported_with_the_reason(data_dir: Path)
         with pytest.raises(EmbeddedServerError) as caught:
             await ended
     message = str(caught.value)
-    assert f"process {server.pid}) ended while the gateway was running (signal 9)" in message
+    reason = "ended while the gateway was running (killed by signal 9)"
+    assert f"process {server.pid}) {reason}" in message
     assert str(data_dir) in message
     assert "Ready to accept connections" in message
 

@@ -76,6 +76,20 @@ async def test_the_list_is_sorted_and_comes_in_pages(start: Start) -> None:
         assert (bad.status, bad.problem["field"]) == (400, field)
 
 
+async def test_a_page_is_filled_with_channels_that_exist(start: Start) -> None:
+    client = await start({"namespaces": {"m": {}}})
+    await client.publish_lines([{"channel": f"a{n}", "data": 0} for n in range(6)])
+    await client.publish_lines([{"channel": f"m/{n}", "data": 0} for n in range(3)])
+    await client.publish("z", b"0")
+    for channel in ("a0", "a1", "a3", "m/1"):
+        await client.ask("DELETE", f"/channels/{channel}")
+    assert await names(client, "?limit=2") == ["a2", "a4"]
+    answer = await client.get("/channels?limit=3&after=a4")
+    assert [entry["channel"] for entry in answer.json["channels"]] == ["a5", "m/0", "m/2"]
+    assert answer.json["next"] == "m/2"
+    assert (await client.get("/channels?limit=1&after=m/2")).json["next"] is None
+
+
 async def test_the_ring_size_is_what_the_ring_holds(start: Start) -> None:
     client = await start({"namespaces": {"default": {"ring_limit_events": 2}}})
     for n in range(5):

@@ -206,7 +206,7 @@ def test_what_names_and_positions_may_be(schema: str, good: list[str], bad: list
 
 async def test_it_has_the_routes_of_the_gateway_and_no_others() -> None:
     gateway = build_gateway(Settings(), "unix:///nowhere")
-    application = build_application(gateway.handlers, base_path="", body_limit_bytes=1)
+    application = build_application(gateway.handlers, base_path="")
     routes = {
         (route.method, route.resource.canonical)
         for route in application.router.routes()

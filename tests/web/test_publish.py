@@ -69,7 +69,7 @@ async def test_a_bad_event_names_the_field_and_stores_nothing(start: Start, redi
         ("a", b"\xef\xbb\xbf{}", JSON, 422, "data"),
         ("a", b"[" * 200 + b"]" * 200, JSON, 422, "data"),
         ("a", b"x" * 1001, {}, 413, "data"),
-        ("a", b"x" * 9_000_000, {}, 413, "body"),
+        ("a", b"x" * 9_000_000, {}, 413, "data"),
         ("a?type=a%0Ab", b"1", {}, 422, "type"),
         ("a?type=a%0Db", b"1", {}, 422, "type"),
         ("a?type=%00", b"1", {}, 422, "type"),
@@ -109,6 +109,27 @@ async def test_limits_are_inclusive(start: Start) -> None:
     assert longer.problem["rule"] == "must be at most 10 bytes"
     compressed = await client.get("/snapshots/" + "a" * 11)
     assert compressed.status == 422
+
+
+async def test_too_large_an_event_is_refused_before_its_body_has_come(start: Start) -> None:
+    client = await start({"publish": {"event_limit_bytes": 1000, "batch_limit_bytes": 5000}})
+    address = urlsplit(client.worker.url)
+    for sent in (
+        b"Content-Length: 1001\r\n\r\n",
+        b"Transfer-Encoding: chunked\r\n\r\n3e9\r\n%b\r\n" % (b"x" * 1001),
+        b"Transfer-Encoding: chunked\r\nContent-Encoding: gzip\r\n\r\n64\r\n%b"
+        % gzip.compress(b"x" * 60_000)[:100],
+    ):
+        reader, writer = await asyncio.open_connection(address.hostname, address.port)
+        writer.write(b"POST /publish/a HTTP/1.1\r\nHost: x\r\n" + sent)
+        async with asyncio.timeout(5):
+            head = await reader.readuntil(b"\r\n\r\n")
+            body = orjson.loads(await reader.readuntil(b"}"))
+        assert head.split(b" ", 2)[1] == b"413", sent
+        assert (body["field"], body["rule"]) == ("data", "must be at most 1000 bytes")
+        writer.close()
+        await writer.wait_closed()
+    assert (await client.post("/publish/a", b"x" * 1000)).status == 200
 
 
 async def test_a_body_that_came_compressed_is_published_as_it_was(client: Client) -> None:

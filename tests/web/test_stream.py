@@ -203,6 +203,13 @@ async def test_a_malformed_header_is_a_gap_and_the_stream_goes_on(
         await stream.read_until(f"id: {published}\ndata: 1\n\n".encode())
 
 
+async def test_two_positions_are_none(client: Client) -> None:
+    position = (await client.publish("a", b"0")).encode()
+    twice = b"Last-Event-ID: %b\r\nLast-Event-ID: %b\r\n" % (position, position)
+    async with open_raw(client.worker, "/events/a", twice) as stream:
+        assert b'"reason":"malformed"' in await stream.read_until(b"}\n\n")
+
+
 async def test_a_position_that_was_never_given_out_is_a_gap(client: Client) -> None:
     newest = await client.publish("a", b"0")
     async with client.follow("/events/a", "9000000000000-0") as stream:
@@ -248,7 +255,7 @@ async def test_since_replays_what_is_younger(client: Client) -> None:
 @pytest.mark.parametrize("span", ["0s", "1s", "5m", "3h", "2d", "999999999d"])
 async def test_since_of_a_quiet_or_younger_namespace_is_no_gap(client: Client, span: str) -> None:
     quiet = await client.publish("other", b"0")
-    await asyncio.sleep(0.02)
+    await until(lambda: time.time() * 1000 > Position.parse(quiet).ms + 1)
     async with client.follow(f"/events/a?since={span}") as stream:
         first = await first_id(stream)
         assert Position.parse(first) <= Position.parse(quiet)

@@ -55,7 +55,7 @@ async def assert_refused_both_ways(client: Client, reason: str, last_event_id: s
 async def without_store(session: aiohttp.ClientSession, socket: Path) -> AsyncIterator[Client]:
     """Serve from a gateway whose store has never answered."""
     gateway = build_gateway(Settings(streams=StreamSettings(retry_ms=RETRY_MS)), f"unix://{socket}")
-    application = build_application(gateway.handlers, base_path="", body_limit_bytes=1000)
+    application = build_application(gateway.handlers, base_path="")
     runner = web.AppRunner(application, access_log=None, handler_cancellation=True)
     running = asyncio.create_task(gateway.run())
     await runner.setup()
@@ -76,6 +76,9 @@ async def test_before_the_store_has_answered_nothing_pretends_to_know(
     async with without_store(session, tmp_path / "nobody.sock") as client:
         await assert_refused_both_ways(client, "store")
         await assert_refused_both_ways(client, "store", "1-0")
+        # What cannot be read now is a gap when it comes again, not a new beginning.
+        garbled = await client.get("/events/a", {**EVENT_SOURCE, "Last-Event-ID": "x"})
+        assert_told_to_come_back(garbled, "store", "0-0")
         for path in ("/snapshots/a", "/history/a", "/channels"):
             answer = await client.get(path)
             assert answer.status == 503, path

@@ -154,6 +154,7 @@ end
 -- Refuse a stream that XADD would refuse: one of another type, or with an entry past the clock.
 -- No data is copied unless there is such an entry.
 local function check_stream(key, clock)
+  check_kind(key, 'stream')
   if redis.call('XRANGE', key, '(' .. clock, '+', 'COUNT', 1)[1] then
     error('CORRUPT ' .. key .. ' went past the clock', 0)
   end

@@ -6,32 +6,55 @@ import { learnReducers } from "./console.member.js";
 import { shown } from "./console.view.js";
 
 const CHANNELS_PAGE = 500;
-const list = { channels: [], loadedAt: 0, more: false, problem: "", nodes: new Map() };
+const FILTER_PAUSE_MS = 150; // Between two keys of somebody who types.
+const list = {
+  channels: [],
+  loadedAt: 0,
+  more: false,
+  problem: "",
+  nodes: new Map(),
+  request: null,
+  timer: 0,
+};
 
+/** Asks for the channels anew; an answer that was waited for till now is not wanted any more. */
 export async function loadChannels() {
   const filter = filterText();
+  clearTimeout(list.timer);
+  list.request?.abort();
+  const request = new AbortController();
+  list.request = request;
   try {
     // With more channels than one page holds, the gateway filters, by prefix.
     const prefix = list.more && /^[\w.~/-]+$/.test(filter) ? filter : "";
     const page = await getJson(
       address("channels", undefined, { prefix, limit: CHANNELS_PAGE }),
-      undefined,
+      request.signal,
       "no-store",
     );
+    if (request.signal.aborted) return;
     list.channels = page.channels;
     list.loadedAt = Date.now();
     list.more = prefix !== "" || Boolean(page.next);
     list.problem = "";
     learnReducers(page.channels);
   } catch (error) {
+    if (request.signal.aborted) return;
     list.problem = error.problem ? describe(error.problem) : "The gateway cannot be reached.";
   }
+  list.request = null;
   renderChannels();
+}
+
+/** Asks again, unless an answer is still on its way. */
+export function refreshChannels() {
+  if (list.request === null) loadChannels();
 }
 
 export function filterChannels() {
   renderChannels();
-  if (list.more) loadChannels();
+  clearTimeout(list.timer);
+  if (list.more) list.timer = setTimeout(loadChannels, FILTER_PAUSE_MS);
 }
 
 const filterText = () => $("selector").value.trim().replace(/\*$/, "");
@@ -65,8 +88,11 @@ export function renderChannels() {
   for (const row of matching) {
     const slash = row.channel.indexOf("/");
     const group = slash < 0 ? "" : row.channel.slice(0, slash + 1);
-    groups.set(group, [...(groups.get(group) ?? []), row]);
+    if (!groups.has(group)) groups.set(group, []);
+    groups.get(group).push(row);
   }
+  // Without a connection nobody knows what goes on: only how long ago something did.
+  const connected = list.problem === "" && !shown.following?.broken;
   const entries = [];
   for (const [group, rows] of [...groups].sort(([a], [b]) => (a < b ? -1 : 1))) {
     if (group !== "" && rows.length > 1)
@@ -75,7 +101,7 @@ export function renderChannels() {
     for (const { channel, age_seconds: age } of rows)
       entries.push({
         name: channel,
-        note: age + since < 6 ? "live" : roughly(age + since),
+        note: connected && age + since < 6 ? "live" : roughly(age + since),
         group: false,
       });
   }

@@ -27,6 +27,17 @@ export function domainOf(values, name) {
   return low === 0 ? [0, 1] : [low - Math.abs(low) * 0.05, high + Math.abs(high) * 0.05];
 }
 
+/** Returns the values to draw, the round ones beside the grid, and where a value stands. */
+function scaleOf(shown, name, bottom) {
+  const values = shown.map(([, value]) => value);
+  const [low, high] = domainOf(values, name);
+  const unit = isBytes(name) ? byteScale(high) : 1;
+  const ticks = ticksOf(low / unit, high / unit).map((tick) => tick * unit);
+  const y = (value) =>
+    bottom - ((value - ticks[0]) / (ticks.at(-1) - ticks[0])) * (bottom - PLOT.top);
+  return { values, ticks, y };
+}
+
 /** Draws `points` ([time in ms, value]) over the last `seconds`, to the right edge at `now`. */
 export class Chart {
   #svg;
@@ -65,9 +76,10 @@ export class Chart {
       parts.push(drawing("text", { class: "nothing", x: 0, y: height / 2 - 8 }, empty));
       this.#svg.setAttribute("aria-label", empty);
     } else {
+      const scale = scaleOf(shown, name, bottom);
       parts.push(
-        ...this.#plot(shown, x, right, bottom, name),
-        ...this.#cross(shown, x, right, bottom, name),
+        ...this.#plot(shown, x, scale, right, bottom, name),
+        ...this.#cross(shown, x, scale, right, bottom, name),
       );
     }
     for (const { at, kind } of marks) {
@@ -87,11 +99,9 @@ export class Chart {
     const label = (ago) =>
       ago === 0
         ? "now"
-        : ago % 60 === 0
+        : ago >= 60
           ? `−${ago / 60} min`
-          : ago > 60
-            ? `−${ago / 60} min`
-            : `−${ago} s`;
+          : `−${ago} s`;
     const parts = x(now) < 420 ? [4, 2, 0] : [4, 3, 2, 1, 0];
     return parts.map((part) => {
       const at = x(now - part * step * 1000);
@@ -107,14 +117,7 @@ export class Chart {
     });
   }
 
-  #plot(shown, x, right, bottom, name) {
-    const values = shown.map(([, value]) => value);
-    const [low, high] = domainOf(values, name);
-    const scale = isBytes(name) ? byteScale(high) : 1;
-    const ticks = ticksOf(low / scale, high / scale).map((tick) => tick * scale);
-    const y = (value) =>
-      bottom - ((value - ticks[0]) / (ticks.at(-1) - ticks[0])) * (bottom - PLOT.top);
-    this.#scale = y;
+  #plot(shown, x, { values, ticks, y }, right, bottom, name) {
     const parts = ticks.flatMap((tick) => {
       const at = Math.round(y(tick)) + 0.5;
       return [
@@ -149,9 +152,7 @@ export class Chart {
     return parts;
   }
 
-  #scale = null;
-
-  #cross(shown, x, right, bottom, name) {
+  #cross(shown, x, { y }, right, bottom, name) {
     if (this.#crossAt === null || this.#crossAt > right) return [];
     const distance = ([at]) => Math.abs(x(at) - this.#crossAt);
     const nearest = shown.reduce((best, point) =>
@@ -164,7 +165,7 @@ export class Chart {
       drawing("circle", {
         class: "head",
         cx: at.toFixed(1),
-        cy: this.#scale(nearest[1]).toFixed(1),
+        cy: y(nearest[1]).toFixed(1),
         r: 3.5,
       }),
       drawing(

@@ -14,6 +14,7 @@ const pause = (ms) => new Promise((resolve) => void setTimeout(resolve, ms));
 export class Following {
   state = "loading";
   reason = "";
+  broken = false; // From the end of a connection until the next one stands.
   resumesAt = 0;
   liveSince = 0;
   heardAt = 0;
@@ -82,6 +83,8 @@ export class Following {
   #set(state, reason = "") {
     this.state = state;
     this.reason = reason;
+    if (state === "waiting") this.broken = true;
+    else if (state === "live" || state === "stopped") this.broken = false;
     this.#changed();
   }
 

@@ -13,7 +13,13 @@ import { choosePlot, shown } from "./console.view.js";
 import { clearState, renderState } from "./console.state.js";
 import { clearTail, renderTail, setPaused } from "./console.tail.js";
 import { Following } from "./console.following.js";
-import { filterChannels, loadChannels, markCurrent, renderChannels } from "./console.channels.js";
+import {
+  filterChannels,
+  loadChannels,
+  markCurrent,
+  refreshChannels,
+  renderChannels,
+} from "./console.channels.js";
 import { publishByHand } from "./console.publish.js";
 import { renderScreen, STATES } from "./console.screen.js";
 
@@ -72,6 +78,7 @@ function speak(following) {
     say($("spoken"), `${STATES[following.state]}: ${following.selector}. ${following.reason}`);
   }
   spokenState = following.state;
+  renderChannels(); // Which say of each whether it is live.
 }
 
 function render() {
@@ -193,7 +200,7 @@ async function main() {
   followHash();
   await loadChannels();
   setInterval(() => {
-    if (!document.hidden) loadChannels();
+    if (!document.hidden) refreshChannels();
   }, 5_000);
   // Five pictures a second are enough for the eye; the time axis needs one even in silence.
   let pictures = 0;

@@ -10,22 +10,30 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from gateway.client import GatewayClient, Problem, Refused, Unreachable
-from gateway.event_file import InvalidFile, Line
+from gateway.cli.client import (
+    GatewayClient,
+    Problem,
+    Refused,
+    Unreachable,
+    reconnect_delay_ms,
+)
+from gateway.cli.event_file import InvalidFile, Line
+from gateway.cli.file_sender import BATCH_LIMIT_EVENTS, FileSender, PublishingStopped, batches
 from gateway.protocol.errors import InvalidField
-from gateway.publishing import BATCH_LIMIT_EVENTS, Publisher, PublishingStopped, batches
-from gateway.stream_reader import Block, MalformedStream
+from gateway.protocol.stream_reader import Block, MalformedStream
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @asynccontextmanager
-async def serving(handler: Handler) -> AsyncIterator[GatewayClient]:
-    app = web.Application()
+async def serving(
+    handler: Handler, chance: Callable[[], float] = lambda: 0.0
+) -> AsyncIterator[GatewayClient]:
+    app = web.Application(client_max_size=8 * 1024 * 1024)
     app.router.add_route("*", "/live/{path:.*}", handler)
     async with (
         TestServer(app, host="127.0.0.1") as server,
-        GatewayClient(str(server.make_url("/live/"))) as client,
+        GatewayClient(str(server.make_url("/live/")), chance=chance) as client,
     ):
         yield client
 
@@ -168,6 +176,51 @@ async def test_a_stream_ends_for_good_when_the_gateway_says_no() -> None:
             await read(client, 1, [])
 
 
+@pytest.mark.parametrize(
+    ("retry_ms", "failures", "chance", "delay_ms"),
+    [
+        (2000, 0, 0.0, 2000),
+        (2000, 1, 0.0, 4000),
+        (2000, 9, 0.0, 30_000),
+        (60_000, 0, 0.0, 30_000),
+        (1, 9, 0.0, 32),
+        (2000, 0, 0.5, 2500),
+        (60_000, 9, 1.0, 45_000),
+    ],
+)
+def test_a_wait_doubles_with_each_failure_and_is_spread(
+    retry_ms: int, failures: int, chance: float, delay_ms: float
+) -> None:
+    assert reconnect_delay_ms(retry_ms, failures, chance) == delay_ms
+
+
+async def test_a_stream_is_asked_for_again_only_after_the_spread_wait() -> None:
+    loop = asyncio.get_running_loop()
+    asked: list[float] = []
+
+    async def stream(request: web.Request) -> web.Response:
+        asked.append(loop.time())
+        return web.Response(text="retry: 100\nid: 1-0\n\n", content_type="text/event-stream")
+
+    async with serving(stream, chance=lambda: 1.0) as client:
+        await read(client, 2, [])
+    # A hundred milliseconds and half as many again, however slow the machine is.
+    assert asked[1] - asked[0] >= 0.15
+
+
+async def test_bodies_above_a_mebibyte_are_sent() -> None:
+    async def measure(request: web.Request) -> web.Response:
+        body = await request.read()
+        return web.json_response({"bytes": len(body), "type": request.content_type})
+
+    data = b"x" * (2 * 1024 * 1024)
+    async with serving(measure) as client:
+        one = await client.publish("a", data, json=False)
+        batch = await client.publish_batch([data, data])
+    assert one == {"bytes": len(data), "type": "text/plain"}
+    assert batch == {"bytes": 2 * len(data) + 2, "type": "application/x-ndjson"}
+
+
 async def test_all_pages_of_channels_are_read() -> None:
     asked: list[dict[str, str]] = []
 
@@ -220,11 +273,11 @@ async def test_a_batch_of_several_namespaces_is_sent_in_runs() -> None:
     )
     seen: list[tuple[int, int]] = []
     async with serving(handler) as client:
-        publisher = Publisher(client, lambda events, at: seen.append((events, at)))
-        await publisher.send(lines("aabba"))
+        sender = FileSender(client, lambda events, at: seen.append((events, at)))
+        await sender.send(lines("aabba"))
     assert stored == ["a", "a", "b", "b", "a"]
     assert seen == [(2, 2), (2, 4), (1, 5)]
-    assert (publisher.stored, publisher.last_id) == (5, "5-0")
+    assert (sender.stored, sender.last_id) == (5, "5-0")
 
 
 async def test_a_refused_line_is_named_as_it_stands_in_the_file() -> None:
@@ -235,13 +288,13 @@ async def test_a_refused_line_is_named_as_it_stands_in_the_file() -> None:
 
     handler, stored = storing(refuse)
     async with serving(handler) as client:
-        publisher = Publisher(client)
+        sender = FileSender(client)
         with pytest.raises(PublishingStopped) as raised:
-            await publisher.send(lines("aabx"))
+            await sender.send(lines("aabx"))
         assert stored == ["a", "a", "b"]
         assert (raised.value.line, raised.value.stored) == (40, 3)
         with pytest.raises(PublishingStopped) as raised:
-            await Publisher(client).send(lines("x"))
+            await FileSender(client).send(lines("x"))
     assert str(raised.value) == "stopped at line 10 after 0 stored events: bad"
 
 
@@ -250,7 +303,7 @@ async def test_a_gateway_that_goes_away_stops_the_file() -> None:
         taken.bind(("127.0.0.1", 0))
         async with GatewayClient(f"http://127.0.0.1:{taken.getsockname()[1]}") as client:
             with pytest.raises(PublishingStopped, match="stopped at line 10 after 0 stored"):
-                await Publisher(client).send(lines("ab"))
+                await FileSender(client).send(lines("ab"))
 
 
 async def test_a_bad_line_in_mid_file_says_what_is_stored(tmp_path: Any) -> None:
@@ -261,10 +314,10 @@ async def test_a_bad_line_in_mid_file_says_what_is_stored(tmp_path: Any) -> None
     handler, stored = storing(lambda batch: None)
     async with serving(handler) as client:
         with pytest.raises(PublishingStopped, match="stopped at line 7 after 500 stored events"):
-            await Publisher(client).send(broken(7))
+            await FileSender(client).send(broken(7))
         assert len(stored) == BATCH_LIMIT_EVENTS
         with pytest.raises(InvalidFile):
-            await Publisher(client).send(broken(None))
+            await FileSender(client).send(broken(None))
 
 
 async def test_a_rate_is_kept() -> None:
@@ -273,7 +326,7 @@ async def test_a_rate_is_kept() -> None:
     loop = asyncio.get_running_loop()
     async with serving(handler) as client:
         started = loop.time()
-        await Publisher(client).send_at(lines("a" * 21), rate=100)
+        await FileSender(client).send_at(lines("a" * 21), rate=100)
         seconds = loop.time() - started
     assert len(stored) == 21
     # The first goes at once, so twenty intervals of 10 ms, however slow the machine is.

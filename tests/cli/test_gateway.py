@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from vega_datasets import local_data
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 STOCKS = Path(local_data.stocks.filepath)
 SETTINGS = """
 [namespaces.prices]

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby, islice
 from operator import attrgetter
 
-from gateway.client import GatewayClient, Refused
-from gateway.event_file import InvalidFile, Line
+from gateway.cli.client import GatewayClient, Refused
+from gateway.cli.event_file import InvalidFile, Line
 from gateway.protocol.errors import GatewayError
 
 # Far below the gateway's limits, so that a batch holds up nobody else for long; larger ones
@@ -29,7 +29,7 @@ class PublishingStopped(GatewayError):
         self.cause = cause
 
 
-class Publisher:
+class FileSender:
     """Sends lines in order and counts what is stored.
 
     `stored` events in all, `replayed` of them by an earlier call with the same idempotency keys;

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway import stream_reader
+from gateway.protocol import stream_reader
 from gateway.protocol.position import Position
 from gateway.protocol.sse import encode_block, encode_comment
-from gateway.stream_reader import Block, EventStreamParser, MalformedStream
+from gateway.protocol.stream_reader import Block, EventStreamParser, MalformedStream
 
 
 def parse(data: bytes) -> list[Block]:
@@ -20,6 +20,21 @@ def parse(data: bytes) -> list[Block]:
 def test_each_line_ending_counts(end: bytes) -> None:
     lines = [b"id: 1-0", b"event: price", b"data: a", b"data: b", b"", b""]
     assert parse(end.join(lines)) == [Block("1-0", "price", "a\nb")]
+
+
+def test_a_line_ending_that_is_cut_in_two_ends_one_line() -> None:
+    parser = EventStreamParser()
+    assert parser.feed(b"data: a\r") == []
+    assert parser.feed(b"\ndata: b\r") == []
+    assert parser.feed(b"\n") == []
+    assert parser.feed(b"\r") == [Block("", data="a\nb")]
+
+
+def test_an_empty_chunk_changes_nothing() -> None:
+    parser = EventStreamParser()
+    assert parser.feed(b"data: a\r") == []
+    assert parser.feed(b"") == []
+    assert parser.feed(b"\ndata: b\n\n") == [Block("", data="a\nb")]
 
 
 def test_an_unfinished_block_is_dropped() -> None:

@@ -1,21 +1,18 @@
 """Files of events: NDJSON and CSV into lines of a batch; nothing is sent here."""
 
 import csv
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-import orjson
 
 from gateway.protocol.errors import GatewayError, InvalidField
 from gateway.protocol.json_value import dump_json, parse_json
 
 SUFFIXES = (".ndjson", ".jsonl", ".csv")
 
-# RFC 8259 6: what stands in a cell exactly like this is a number, and stays spelled so. An
-# identifier such as 007 or 1,000 is none.
+# RFC 8259 6: what stands in a cell exactly like this is a number. An identifier such as 007 or
+# 1,000 is none.
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?", re.ASCII)
 
 
@@ -79,17 +76,16 @@ def _read_ndjson(path: Path, template: Template) -> Iterator[Line]:
                 continue
             try:
                 value = parse_json(text, "line")
-                event = _event_of(value, text, template)
+                event = _event_of(value, template)
             except InvalidField as error:
                 raise InvalidFile(path, error.rule, number) from None
             yield _line(path, number, end_bytes, event, template, value)
 
 
-def _event_of(value: object, text: bytes, template: Template) -> dict[str, object]:
-    """Return the batch's members for one NDJSON value, whose text is `text`."""
+def _event_of(value: object, template: Template) -> dict[str, object]:
+    """Return the batch's members for one NDJSON value."""
     if template.channel:
-        # Text stays text; anything else goes as it is spelled.
-        return {"data": value if isinstance(value, str) else orjson.Fragment(text)}
+        return {"data": value}
     if not isinstance(value, dict) or not isinstance(value.get("channel"), str):
         raise InvalidField("line", None, "must be an object with a channel, or give a CHANNEL")
     # What was read from a stream has an id, and gets a new one.
@@ -113,7 +109,6 @@ def _read_csv(path: Path, template: Template) -> Iterator[Line]:
         try:
             names = next(rows, [])
             _check_header(path, names)
-            heads = [f"{json.dumps(name, ensure_ascii=False)}:" for name in names]
             for row in rows:
                 if not row:
                     continue
@@ -121,9 +116,12 @@ def _read_csv(path: Path, template: Template) -> Iterator[Line]:
                 if len(row) != len(names):
                     rule = f"has {len(row)} values for {len(names)} columns"
                     raise InvalidFile(path, rule, number)
-                cells = ",".join(map(str.__add__, heads, map(_cell, row)))
-                data = orjson.Fragment(f"{{{cells}}}".encode())
                 named = dict(zip(names, row, strict=True))
+                try:
+                    data = {name: _cell(name, text) for name, text in named.items()}
+                except InvalidField as error:
+                    raise InvalidFile(path, f"{error.field} {error.rule}", number) from None
+                # The key is the cell as it is spelled: 1.50 is another key than 1.5.
                 yield _line(path, number, end_bytes, {"data": data}, template, named)
         except csv.Error as error:
             raise InvalidFile(path, f"must be CSV: {error}", rows.line_num) from None
@@ -136,11 +134,9 @@ def _check_header(path: Path, names: list[str]) -> None:
         raise InvalidFile(path, "every column needs a name of its own", 1)
 
 
-def _cell(text: str) -> str:
-    """Return a cell as JSON: a number as it is spelled, null for an empty one, else text."""
-    if _NUMBER.fullmatch(text):
-        return text
-    return json.dumps(text, ensure_ascii=False) if text else "null"
+def _cell(name: str, text: str) -> object:
+    """Return the value of a cell: a number, None for an empty one, else text."""
+    return parse_json(text.encode(), name) if _NUMBER.fullmatch(text) else text or None
 
 
 def _line(

@@ -8,9 +8,9 @@ import orjson
 import typer
 from rich.markup import escape
 
-from gateway.cli_options import AsJson, Config
+from gateway.cli.options import AsJson, Config
+from gateway.cli.terminal import command, output
 from gateway.settings import LoadedSettings, hide_password, load_with_sources
-from gateway.terminal import command, output
 
 app = typer.Typer(no_args_is_help=True)
 

@@ -1,4 +1,4 @@
-"""The command line: reads options, calls what does the work, prints what it says."""
+"""`sse-gateway serve` and `demo`: the gateway itself, and what is said when it starts."""
 
 import asyncio
 import ipaddress
@@ -10,23 +10,9 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from gateway.cli_config import app as config_app
-from gateway.cli_options import Config
-from gateway.cli_publish import publish
-from gateway.cli_read import channels, snapshot, tail
+from gateway.cli.options import Config
+from gateway.cli.terminal import command, messages, output
 from gateway.settings import Settings, load_settings
-from gateway.terminal import command, messages, output
-
-app = typer.Typer(
-    name="sse-gateway",
-    help="Server-sent events with exact resume, and snapshots that any CDN can cache.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-app.add_typer(config_app, name="config", help="Check and show the settings.")
 
 # All as text: the settings check them, so that a wrong one reads alike wherever it stands.
 Host = Annotated[
@@ -54,54 +40,35 @@ LogLevel = Annotated[
 ]
 
 
-def _overrides(**options: str | None) -> dict[str, object]:
-    return {name: value for name, value in options.items() if value is not None}
+def starting(*, demo: bool) -> Callable[..., None]:
+    """Return the command that serves, with this machine's figures when it is the `demo`."""
 
+    @command
+    def start(
+        host: Host = None,
+        port: Port = None,
+        redis: Redis = None,
+        data_dir: DataDir = None,
+        config: Config = None,
+        workers: Workers = None,
+        base_path: BasePath = None,
+        log_level: LogLevel = None,
+    ) -> None:
+        options = {
+            "host": host,
+            "port": port,
+            "redis": redis,
+            "data_dir": data_dir,
+            "workers": workers,
+            "base_path": base_path,
+            "log_level": log_level,
+        }
+        given: dict[str, object] = {
+            name: value for name, value in options.items() if value is not None
+        }
+        run(config, given, demo=demo)
 
-@app.command()
-@command
-def serve(
-    host: Host = None,
-    port: Port = None,
-    redis: Redis = None,
-    data_dir: DataDir = None,
-    config: Config = None,
-    workers: Workers = None,
-    base_path: BasePath = None,
-    log_level: LogLevel = None,
-) -> None:
-    """Start the gateway; Ctrl-C or SIGTERM stops it."""
-    overrides = _overrides(
-        host=host, port=port, redis=redis, data_dir=data_dir,
-        workers=workers, base_path=base_path, log_level=log_level,
-    )  # fmt: skip
-    run(config, overrides, demo=False)
-
-
-@app.command()
-@command
-def demo(
-    host: Host = None,
-    port: Port = None,
-    redis: Redis = None,
-    data_dir: DataDir = None,
-    config: Config = None,
-    workers: Workers = None,
-    base_path: BasePath = None,
-    log_level: LogLevel = None,
-) -> None:
-    """Start the gateway, and publish this machine's own figures on host/… and gateway/…"""
-    overrides = _overrides(
-        host=host, port=port, redis=redis, data_dir=data_dir,
-        workers=workers, base_path=base_path, log_level=log_level,
-    )  # fmt: skip
-    run(config, overrides, demo=True)
-
-
-app.command()(publish)
-app.command()(tail)
-app.command()(snapshot)
-app.command()(channels)
+    return start
 
 
 def run(config: Path | None, overrides: dict[str, object], *, demo: bool) -> None:
@@ -151,8 +118,3 @@ def _announce(settings: Settings, *, demo: bool) -> Callable[[str], None]:
         sys.stdout.flush()
 
     return announce
-
-
-def main() -> None:
-    """Run the command line; the entry point of `sse-gateway`."""
-    app()

@@ -14,13 +14,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from gateway.cli_options import DEFAULT_URL, AsJson, Url
-from gateway.client import GatewayClient
+from gateway.cli.client import GatewayClient
+from gateway.cli.options import DEFAULT_URL, AsJson, Url
+from gateway.cli.terminal import command, messages, output, printable
 from gateway.protocol.channel import check_channel
 from gateway.protocol.json_value import dump_json, parse_json
 from gateway.protocol.position import ORIGIN, Position
-from gateway.stream_reader import Block
-from gateway.terminal import command, messages, output, printable
+from gateway.protocol.stream_reader import Block
 
 Selectors = Annotated[
     list[str], typer.Argument(metavar="CHANNEL...", help="Channels, or wildcards: 'prefix/*'.")

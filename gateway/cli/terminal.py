@@ -10,9 +10,9 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from gateway.client import Problem, Refused
+from gateway.cli.client import Problem, Refused
+from gateway.cli.file_sender import PublishingStopped
 from gateway.protocol.errors import GatewayError
-from gateway.publishing import PublishingStopped
 from gateway.settings import SettingsError
 
 EXIT_FAILURE = 1

@@ -11,11 +11,13 @@ from typing import Any, NamedTuple
 import pytest
 import typer
 
-from gateway import cli, cli_read, terminal
-from gateway.client import Problem, Refused
-from gateway.publishing import PublishingStopped
+from gateway import cli
+from gateway.cli import read, terminal
+from gateway.cli.client import Problem, Refused
+from gateway.cli.file_sender import PublishingStopped
+from gateway.cli.serve import is_loopback
+from gateway.protocol.stream_reader import Block
 from gateway.settings import Settings
-from gateway.stream_reader import Block
 
 
 class Result(NamedTuple):
@@ -205,7 +207,7 @@ def test_a_reader_that_went_away_is_no_error() -> None:
         [sys.executable, "-m", "gateway", "config", "show"],
         stdout=writing,
         stderr=subprocess.PIPE,
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
         check=False,
     )
     os.close(writing)
@@ -214,7 +216,7 @@ def test_a_reader_that_went_away_is_no_error() -> None:
 
 def event_line(block: Block) -> str:
     assert block.data is not None
-    return cli_read.event_line(block, block.data)
+    return read.event_line(block, block.data)
 
 
 def test_an_event_is_one_line_that_a_terminal_cannot_be_fooled_with() -> None:
@@ -250,7 +252,7 @@ def test_an_event_shows_its_time() -> None:
 def test_what_the_gateway_says_on_a_stream_is_put_in_words(
     kind: str, data: str, words: str
 ) -> None:
-    assert cli_read.notice(Block("9-0", kind, data)) == words
+    assert read.notice(Block("9-0", kind, data)) == words
 
 
 @pytest.mark.parametrize(
@@ -258,7 +260,7 @@ def test_what_the_gateway_says_on_a_stream_is_put_in_words(
     [(None, "-"), (0.4, "0 s"), (59.0, "59 s"), (61, "1 m"), (7200, "2 h"), (200000, "2 d")],
 )
 def test_an_age_is_short(seconds: float | None, text: str) -> None:
-    assert cli_read.age_text(seconds) == text
+    assert read.age_text(seconds) == text
 
 
 @pytest.mark.parametrize(
@@ -276,4 +278,4 @@ def test_an_age_is_short(seconds: float | None, text: str) -> None:
     ],
 )
 def test_what_is_reached_from_elsewhere_is_known(host: str, loopback: bool) -> None:
-    assert cli.is_loopback(host) is loopback
+    assert is_loopback(host) is loopback

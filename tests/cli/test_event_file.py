@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from vega_datasets import local_data
 
-from gateway.event_file import InvalidFile, Template, read_events
+from gateway.cli.event_file import InvalidFile, Template, read_events
 
 
 def bodies(path: Path, template: Template) -> list[str]:
@@ -24,22 +24,31 @@ def refusal(path: Path, template: Template) -> str:
     return str(raised.value).removeprefix(str(path))
 
 
-def test_a_row_becomes_an_object_with_numbers_as_they_are_spelled(tmp_path: Path) -> None:
+def test_a_row_becomes_an_object_of_numbers_texts_and_nulls(tmp_path: Path) -> None:
     path = written(
         tmp_path / "a.csv",
         'symbol,price,zip,note,none\nMSFT,39.810,01234,"say ""hi"",\nthen go",\nß,-1e5,1.,+3,NaN\n',
     )
     assert bodies(path, Template("stocks")) == [
-        '{"channel":"stocks","data":{"symbol":"MSFT","price":39.810,"zip":"01234",'
+        '{"channel":"stocks","data":{"symbol":"MSFT","price":39.81,"zip":"01234",'
         '"note":"say \\"hi\\",\\nthen go","none":null}}',
-        '{"channel":"stocks","data":{"symbol":"ß","price":-1e5,"zip":"1.","note":"+3","none":"NaN"}}',
+        '{"channel":"stocks","data":{"symbol":"ß","price":-100000.0,"zip":"1.","note":"+3",'
+        '"none":"NaN"}}',
     ]
 
 
+def test_an_integer_of_any_size_is_exact(tmp_path: Path) -> None:
+    big = "123456789012345678901234567890"
+    row = written(tmp_path / "a.csv", f"n\n{big}\n")
+    line = written(tmp_path / "a.ndjson", f'{{"n":{big}}}\n')
+    body = f'{{"channel":"c","data":{{"n":{big}}}}}'
+    assert bodies(row, Template("c")) == bodies(line, Template("c")) == [body]
+
+
 def test_a_column_becomes_the_key(tmp_path: Path) -> None:
-    path = written(tmp_path / "a.csv", "id,v\n007,1\n8,2\n")
+    path = written(tmp_path / "a.csv", "id,v\n007,1\n8,2\n1.50,3\n")
     lines = [json.loads(body) for body in bodies(path, Template("c", key_column="id"))]
-    assert [line["key"] for line in lines] == ["007", "8"]
+    assert [line["key"] for line in lines] == ["007", "8", "1.50"]
     assert lines[1]["data"] == {"id": 8, "v": 2}
 
 
@@ -63,6 +72,11 @@ def test_the_end_of_each_row_is_known(tmp_path: Path) -> None:
 )
 def test_a_bad_row_is_named(tmp_path: Path, text: str | bytes, rule: str) -> None:
     assert refusal(written(tmp_path / "a.csv", text), Template("c")) == rule
+
+
+def test_a_number_beyond_a_double_is_named(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.csv", "a,b\n1,1e999\n")
+    assert refusal(path, Template("c")).startswith(":2: b must be JSON: number")
 
 
 def test_a_key_must_be_there(tmp_path: Path) -> None:
@@ -89,7 +103,7 @@ def test_with_a_channel_each_line_is_one_events_data(tmp_path: Path) -> None:
     template = Template("c", type="t", key="k", idempotency_key="load")
     assert bodies(path, template) == [
         f'{{"channel":"c","data":{data},"type":"t","key":"k","idempotency_key":"load:{number}"}}'
-        for number, data in enumerate(['{"x": 1.10, "n": "a"}', '"text"', "[1, 2]", "null"], 1)
+        for number, data in enumerate(['{"x":1.1,"n":"a"}', '"text"', "[1,2]", "null"], 1)
     ]
 
 

@@ -1,8 +1,10 @@
 """A client of the gateway's HTTP interface, for the command line; it prints nothing."""
 
 import asyncio
+import io
 import json
 import os
+import random
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
@@ -11,11 +13,11 @@ from typing import Any, Self
 
 import aiohttp
 
-from gateway.protocol.channel import CHANNEL_LIMIT_BYTES, check_channel
+from gateway.protocol.channel import check_channel
 from gateway.protocol.errors import GatewayError
 from gateway.protocol.event import check_token
 from gateway.protocol.position import Position
-from gateway.stream_reader import Block, EventStreamParser, MalformedStream
+from gateway.protocol.stream_reader import Block, EventStreamParser, MalformedStream
 
 CONNECT_TIMEOUT_SECONDS = 10.0
 ANSWER_TIMEOUT_SECONDS = 60.0
@@ -24,6 +26,12 @@ SILENCE_LIMIT_SECONDS = 90.0
 
 RETRY_LIMIT_MS = 30_000
 """However long the gateway asks to wait, or however often it is not there: twice a minute."""
+
+RETRY_SPREAD = 0.5
+"""The share of a wait that chance may add, so that the readers of a cut do not return as one."""
+
+IDEMPOTENCY_KEY_LIMIT_BYTES = 255
+"""The gateway takes no longer one."""
 
 NDJSON = "application/x-ndjson"
 
@@ -61,8 +69,12 @@ class Refused(GatewayError):
 class GatewayClient:
     """Speaks to one gateway; use it as an asynchronous context manager."""
 
-    def __init__(self, url: str) -> None:
-        """`url` is the gateway's address, with its base path when it has one."""
+    def __init__(self, url: str, *, chance: Callable[[], float] = random.random) -> None:
+        """`url` is the gateway's address, with its base path when it has one.
+
+        `chance` returns a number from 0 up to 1, another each time: it spreads reconnections.
+        """
+        self._chance = chance
         self._url = url.rstrip("/")
         if not self._url.startswith(("http://", "https://")):
             raise Unreachable(url, "the URL must begin with http:// or https://")
@@ -101,7 +113,7 @@ class GatewayClient:
         `if_match` is a position, or `*` for any. Raises InvalidField for what no request can carry.
         """
         check_channel(channel)
-        check_token(idempotency_key, "idempotency key", CHANNEL_LIMIT_BYTES)
+        check_token(idempotency_key, "idempotency key", IDEMPOTENCY_KEY_LIMIT_BYTES)
         headers = {"Content-Type": "application/json" if json else "text/plain; charset=utf-8"}
         if idempotency_key:
             headers["Idempotency-Key"] = idempotency_key
@@ -110,12 +122,12 @@ class GatewayClient:
             headers["If-Match"] = f'"{Position.parse(if_match, "if-match")}"' if exact else "*"
         params = {name: value for name, value in (("type", type), ("key", key)) if value}
         return await self._document(
-            "POST", f"/publish/{channel}", params=params, data=data, headers=headers
+            "POST", f"/publish/{channel}", params=params, data=io.BytesIO(data), headers=headers
         )
 
     async def publish_batch(self, lines: Sequence[bytes]) -> dict[str, Any]:
         """Publish NDJSON lines, all or none; return the gateway's answer: ids and count."""
-        body = b"".join(b"%b\n" % line for line in lines)
+        body = io.BytesIO(b"".join(b"%b\n" % line for line in lines))
         return await self._document("POST", "/publish", data=body, headers={"Content-Type": NDJSON})
 
     async def snapshot(self, channel: str) -> bytes:
@@ -177,8 +189,7 @@ class GatewayClient:
                 failures += 1
                 reason = str(error)
             on_reconnect(reason)
-            delay_ms = min(retry_ms * 2 ** min(failures, 5), max(retry_ms, RETRY_LIMIT_MS))
-            await asyncio.sleep(min(delay_ms, RETRY_LIMIT_MS) / 1000)
+            await asyncio.sleep(reconnect_delay_ms(retry_ms, failures, self._chance()) / 1000)
 
     async def _read(
         self, query: Sequence[tuple[str, str]], last_event_id: str
@@ -235,6 +246,17 @@ class GatewayClient:
         except aiohttp.ClientError as error:
             reason = str(error) or "the connection was closed"
             raise Unreachable(self._url, reason) from None
+
+
+def reconnect_delay_ms(retry_ms: int, failures: int, chance: float) -> float:
+    """Return how long to wait before a stream is asked for again.
+
+    `retry_ms` is what the gateway asks for, `failures` the vain attempts since it last answered,
+    `chance` a number from 0 up to 1. Never sooner than asked, up to RETRY_LIMIT_MS, then spread.
+    Source: WHATWG HTML 9.2.3, "optionally, wait some more".
+    """
+    delay_ms: int = min(retry_ms * 2 ** min(failures, 5), RETRY_LIMIT_MS)
+    return delay_ms * (1 + RETRY_SPREAD * chance)
 
 
 def read_problem(response: aiohttp.ClientResponse, body: bytes) -> Problem:

@@ -11,13 +11,13 @@ import typer
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from gateway.cli_options import DEFAULT_URL, AsJson, Url
-from gateway.client import GatewayClient
-from gateway.event_file import Template, read_events
+from gateway.cli.client import GatewayClient
+from gateway.cli.event_file import Template, read_events
+from gateway.cli.file_sender import FileSender
+from gateway.cli.options import DEFAULT_URL, AsJson, Url
+from gateway.cli.terminal import command, messages, output
 from gateway.protocol.errors import InvalidField
 from gateway.protocol.json_value import parse_json
-from gateway.publishing import Publisher
-from gateway.terminal import command, messages, output
 
 Channel = Annotated[
     str,
@@ -129,26 +129,26 @@ async def _publish_file(
         task = progress.add_task(file.name, total=size_bytes, events=0)
 
         def advance(_events: int, at_bytes: int) -> None:
-            progress.update(task, completed=at_bytes, events=publisher.stored)
+            progress.update(task, completed=at_bytes, events=sender.stored)
 
         async with GatewayClient(url) as client:
-            publisher = Publisher(client, advance)
+            sender = FileSender(client, advance)
             lines = read_events(file, template)
-            await (publisher.send(lines) if rate is None else publisher.send_at(lines, rate))
+            await (sender.send(lines) if rate is None else sender.send_at(lines, rate))
     if as_json:
         answer = {
-            "count": publisher.stored,
-            "replayed": publisher.replayed,
-            "last": publisher.last_id,
+            "count": sender.stored,
+            "replayed": sender.replayed,
+            "last": sender.last_id,
         }
         output().print(json.dumps(answer), markup=False)
         return
     seconds = max(time.monotonic() - started, 1e-6)
-    before = f"; {publisher.replayed:,} of them were there before" if publisher.replayed else ""
-    last = f", the last at [green]{publisher.last_id}[/]" if publisher.last_id else ""
+    before = f"; {sender.replayed:,} of them were there before" if sender.replayed else ""
+    last = f", the last at [green]{sender.last_id}[/]" if sender.last_id else ""
     output().print(
-        f"Published {publisher.stored:,} events in {seconds:.1f} s"
-        f" ({publisher.stored / seconds:,.0f} a second){last}{before}."
+        f"Published {sender.stored:,} events in {seconds:.1f} s"
+        f" ({sender.stored / seconds:,.0f} a second){last}{before}."
     )
 
 

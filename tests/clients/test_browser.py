@@ -10,6 +10,7 @@ from playwright.async_api import Page, async_playwright
 
 from tests.clients.proxy import proxy
 from tests.clients.serving import Serving, Writer, live_through_crashes, reach, serving
+from tests.running import Valkey, until, worker
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 ARGUMENTS = [
@@ -90,6 +91,29 @@ async def test_the_browsers_own_eventsource_has_every_event_once_though_the_gate
 
         await live_through_crashes(gateway, writer, count)
     assert await page.evaluate("seen") == [[id, "message", data] for id, data in writer.stored[1:]]
+
+
+async def test_the_browser_sends_back_the_id_of_a_block_without_data(
+    redis: Valkey, session: aiohttp.ClientSession, page: Page
+) -> None:
+    async with worker(redis.url) as running:
+        hub = running.gateway.hub
+        await page.goto(f"{running.url}/livez")
+        await page.evaluate(
+            """url => {
+                globalThis.seen = [];
+                new EventSource(url).onmessage = ({lastEventId}) => seen.push(lastEventId);
+            }""",
+            f"{running.url}/events/quiet",
+        )
+        await until(lambda: hub.subscribers == 1)
+        # All that it has had is the first block. It is away while the first event comes.
+        hub.drain()
+        async with session.post(f"{running.url}/publish/quiet", data="first") as response:
+            published = (await response.json())["id"]
+        assert hub.subscribers == 0
+        await page.wait_for_function("seen.length > 0")
+        assert await page.evaluate("seen") == [published]
 
 
 async def test_the_console_forgets_a_channel_that_was_deleted_while_it_was_away(

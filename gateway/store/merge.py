@@ -27,6 +27,8 @@ _ATTEMPTS = 100  # Every failed one means that another worker's publish succeede
 _GROUP_EVENTS = 10_000
 _GROUP_BYTES = 8 * 1024 * 1024
 _WAITING_CALLS = 10_000
+_WAITING_BYTES = 8 * _GROUP_BYTES  # A batch may be as large as a group.
+_EVENT_BYTES = 500  # What an event takes beside its data.
 _CONCERNS_ALL = (StoreUnavailable, StoreRefused, MergeContention)
 
 
@@ -35,6 +37,7 @@ class _Job:
     """One caller's publish, waiting for its turn or its answer."""
 
     call: PublishCall
+    size_bytes: int
     answer: asyncio.Future[list[Stored]]
 
 
@@ -67,17 +70,30 @@ class MergeLane:
         self._namespace = namespace
         self._limit_bytes = store.namespaces[namespace].state_limit_bytes
         self._waiting: deque[_Job] = deque()
+        self._waiting_bytes = 0
         # Ends when nobody waits. A caller that leaves must not interrupt what it shares.
         self._work: asyncio.Task[None] | None = None
 
+    @property
+    def waiting(self) -> int:
+        """How many calls wait for a round to begin."""
+        return len(self._waiting)
+
     async def publish(self, call: PublishCall) -> list[Stored]:
-        """Store one call's events; as RedisStore.publish, and MergeContention when others win."""
-        if len(self._waiting) >= _WAITING_CALLS:
+        """Store one call's events; as RedisStore.publish.
+
+        Raises MergeContention, too, when other workers win or too much waits already.
+        """
+        size_bytes = sum(len(event.data) + _EVENT_BYTES for event in call.events)
+        full = self._waiting_bytes + size_bytes > _WAITING_BYTES
+        if len(self._waiting) >= _WAITING_CALLS or (self._waiting and full):
             raise MergeContention(
-                f"namespace {self._namespace}: {_WAITING_CALLS} publishes are waiting already"
+                f"namespace {self._namespace}: {len(self._waiting)} publishes of "
+                f"{self._waiting_bytes} bytes are waiting already"
             )
-        job = _Job(call, asyncio.get_running_loop().create_future())
+        job = _Job(call, size_bytes, asyncio.get_running_loop().create_future())
         self._waiting.append(job)
+        self._waiting_bytes += size_bytes
         if self._work is None:
             self._work = asyncio.create_task(self._rounds())
         return await job.answer
@@ -90,6 +106,7 @@ class MergeLane:
             self._work = None
             self._fail(self._waiting, OutcomeUnknown("the publish was interrupted"))
             self._waiting.clear()
+            self._waiting_bytes = 0
 
     async def _round(self, jobs: list[_Job]) -> None:
         try:
@@ -139,6 +156,7 @@ class MergeLane:
             if jobs and (waits or other or full):
                 break
             jobs.append(self._waiting.popleft())
+            self._waiting_bytes -= jobs[-1].size_bytes
             tokens |= mine
             channels |= named
             publishers.add(call.publisher)

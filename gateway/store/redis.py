@@ -3,7 +3,9 @@
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
+
+from hiredis import pack_command
 
 from gateway.protocol.channel import DEFAULT_NAMESPACE
 from gateway.protocol.errors import (
@@ -216,8 +218,8 @@ class RedisStore:
         """Return how many events each channel's ring holds, in one round trip."""
         keys = self._keys[namespace]
         async with self._commands.connection(namespace) as connection:
-            commands = [("XLEN", keys.ring(channel)) for channel in channels]
-            await connection.send_packed_command(connection.pack_commands(commands))
+            commands: list[tuple[Any, ...]] = [("XLEN", keys.ring(name)) for name in channels]
+            await connection.send_packed_command(b"".join(map(pack_command, commands)))
             return [int(await connection.read_response()) for _ in channels]
 
     @staticmethod

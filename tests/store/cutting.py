@@ -1,4 +1,4 @@
-"""A TCP proxy before Redis that cuts a connection when a command was carried out."""
+"""A TCP proxy before Redis that cuts a connection once a command ran, or alters replies."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -14,6 +14,12 @@ class CuttingProxy:
         self.requests: list[bytes] = []
         self._target = target
         self._cut_after = b""
+        self._replaced: tuple[bytes, bytes] | None = None
+
+    def replace(self, old: bytes, new: bytes) -> None:
+        """Pass on replies with `new`, of the same length, instead of `old`."""
+        assert len(old) == len(new)
+        self._replaced = (old, new)
 
     def cut_after(self, command: bytes) -> None:
         """Cut the next connection that sends `command`, once the server has answered it."""
@@ -39,7 +45,7 @@ class CuttingProxy:
 
         async def down() -> None:
             while (data := await up_reader.read(1 << 20)) and not cutting:
-                writer.write(data)
+                writer.write(data.replace(*self._replaced) if self._replaced else data)
                 await writer.drain()
 
         pumps = [asyncio.create_task(up()), asyncio.create_task(down())]

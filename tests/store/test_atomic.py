@@ -13,6 +13,7 @@ from gateway.protocol.errors import (
     PositionMismatch,
     StoreRefused,
     StoreUnavailable,
+    UnknownChannel,
 )
 from gateway.protocol.event import NewEvent
 from gateway.protocol.position import Position
@@ -132,6 +133,33 @@ async def test_strange_entries_within_the_clock_do_not_break_a_publish_midway(
         for _ in range(3):
             await publish(store, new("b", b'"%b"' % (b"x" * 800_000)))
         assert len(await read_ring(store, "b")) == 1
+
+
+async def test_a_large_ring_that_refuses_is_begun_anew_and_the_batch_is_stored_whole(
+    redis: Valkey, store: RedisStore
+) -> None:
+    """Its size makes asking for its highest id too dear; a refusal midway would leave a half."""
+    last = (await publish(store, new("a"), new("b", b'"%b"' % (b"x" * 20_000))))[1]
+    await corrupt(redis, CORRUPTIONS["ring that was past the clock"])
+    await publish(store, new("a", "2"), new("b", "2"), new("c", "2"))
+    await publish(store, new("b", "3"))
+    assert len(await read_ring(store, "a")) == 2
+    ring = await read_ring(store, "b")
+    # What stands before the first of them is not in the ring: whoever resumes there sees a gap.
+    assert ([event.data for event in ring], ring[0].prev) == ([b"2", b"3"], last)
+
+
+async def test_an_index_value_without_dropped_bytes_is_read(
+    redis: Valkey, store: RedisStore
+) -> None:
+    first = (await publish(store, new("b")))[0]
+    await corrupt(redis, (("HSET", INDEX, "b", f"{first} 65 x"),))
+    with pytest.raises(UnknownChannel):
+        await store.delete("default", "b")
+    await corrupt(redis, (("HSET", INDEX, "b", f"{first} 65"),))
+    await publish(store, new("b"))
+    async with redis.client() as client:
+        assert (await client.hget(INDEX, "b")).split()[1:] == [b"130", b"0"]
 
 
 async def test_a_full_server_stores_nothing_of_a_batch(redis: Valkey, store: RedisStore) -> None:

@@ -46,6 +46,40 @@ async def test_a_ring_is_bounded_by_its_bytes(redis: Valkey) -> None:
         assert [event.id for event in await read_ring(store, "a")] == positions[-5:]
 
 
+@pytest.mark.parametrize("how", ["count", "age", "expiry"])
+async def test_a_ring_is_not_cut_by_its_bytes_for_what_is_gone_otherwise(
+    redis: Valkey, how: str
+) -> None:
+    data = b'"%b"' % (b"x" * 934)  # With what an entry counts on top, 1,000.
+    rules = replace(DEFAULT, ring_limit_bytes=5000, ring_limit_events=4, ring_age_seconds=60)
+    async with open_store(redis.url, rules) as store:
+        for at in range(12):
+            await publish(store, new("a", data))
+            if how == "age":
+                await set_clock_forward(redis, "default", 70_000 * (at + 1))
+        if how == "expiry":
+            async with redis.client() as client:
+                await client.delete("sg:{default}:ring:a")
+        positions = [(await publish(store, new("a", data)))[0] for _ in range(4)]
+        assert [event.id for event in await read_ring(store, "a")] == positions
+        # And by its bytes as soon as they are too many.
+        positions += await publish(store, new("a", b'"%b"' % (b"x" * 3934)))
+        assert [event.id for event in await read_ring(store, "a")] == positions[-2:]
+
+
+async def test_a_publish_far_below_the_bounds_reads_no_entry(redis: Valkey) -> None:
+    async with open_store(redis.url) as store:
+        await publish(store, new("a", b'"%b"' % (b"x" * 100_000)))
+        async with redis.client() as client:
+            await client.config_resetstat()
+            for _ in range(10):
+                await publish(store, new("a"))
+            stats = await client.info("commandstats")
+        assert "cmdstat_xinfo|stream" not in stats
+        # Past the clock, in ring and bus; never the oldest.
+        assert stats["cmdstat_xrange"]["calls"] == 20
+
+
 async def test_a_ring_is_bounded_by_its_age(redis: Valkey) -> None:
     async with open_store(redis.url, replace(DEFAULT, ring_age_seconds=60)) as store:
         await publish(store, new("a"), new("a"))

@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,10 @@ from gateway.protocol.errors import (
     PositionMismatch,
     StoreRefused,
 )
+from gateway.store.connection import ConnectionOptions, open_server
+from gateway.store.merge import MergeLane
 from gateway.store.publisher import Publisher
+from gateway.store.redis import PublishCall, RedisStore, Stored, StoreLimits
 from tests.running import Valkey
 from tests.store.opening import (
     MERGED,
@@ -40,6 +44,24 @@ async def publisher(redis: Valkey) -> AsyncIterator[Publisher]:
 async def stored_text(redis: Valkey, channel: str = CHANNEL) -> bytes:
     async with open_store(redis.url, MERGED) as store:
         return (await read_state(store, channel, "merged"))[b"v"]
+
+
+@pytest.fixture
+async def lane(redis: Valkey) -> AsyncIterator[MergeLane]:
+    async with open_store(redis.url, MERGED) as store:
+        yield MergeLane(store, "merged")
+
+
+async def start_callers(lane: MergeLane, *patches: str) -> list[asyncio.Task[list[Stored]]]:
+    """Start a caller for each patch; all of them wait for a round when this returns."""
+    await lane.publish(PublishCall([new(CHANNEL, "{}")]))
+    callers = [
+        asyncio.create_task(lane.publish(PublishCall([new(CHANNEL, patch)]))) for patch in patches
+    ]
+    async with asyncio.timeout(10):
+        while lane.waiting < len(callers):
+            await asyncio.sleep(0)
+    return callers
 
 
 async def merge(publisher: Publisher, *patches: str, channel: str = CHANNEL) -> None:
@@ -193,32 +215,25 @@ async def test_one_refused_caller_does_not_fail_those_it_is_grouped_with(redis: 
         assert await stored_text(redis) == b'j{"1":1,"2":2}'
 
 
-async def test_a_caller_that_leaves_takes_nobody_with_it(
-    redis: Valkey, publisher: Publisher
-) -> None:
-    await merge(publisher, "{}")
-    callers = [asyncio.create_task(merge(publisher, f'{{"k{at}":{at}}}')) for at in range(10)]
-    # They are waiting, the first of them for its own round.
-    await asyncio.sleep(0)
+async def test_a_caller_that_leaves_takes_nobody_with_it(redis: Valkey, lane: MergeLane) -> None:
+    callers = await start_callers(lane, *(f'{{"k{at}":{at}}}' for at in range(10)))
     callers[0].cancel()
     callers[5].cancel()
     answers = await asyncio.gather(*callers, return_exceptions=True)
-    left = [at for at, answer in enumerate(answers) if answer is None]
+    left = [at for at, answer in enumerate(answers) if isinstance(answer, list)]
     assert left == [1, 2, 3, 4, 6, 7, 8, 9]
     state = json.loads((await stored_text(redis))[1:])
     assert state.keys() >= {f"k{at}" for at in left}
 
 
 async def test_callers_that_all_left_before_their_round_store_nothing(
-    redis: Valkey, publisher: Publisher
+    redis: Valkey, lane: MergeLane
 ) -> None:
-    await merge(publisher, "{}")
-    callers = [asyncio.create_task(merge(publisher, '{"left":1}')) for _ in range(3)]
-    await asyncio.sleep(0)
+    callers = await start_callers(lane, *(3 * ['{"left":1}']))
     for caller in callers:
         caller.cancel()
     await asyncio.gather(*callers, return_exceptions=True)
-    await merge(publisher, '{"stayed":1}')
+    await lane.publish(PublishCall([new(CHANNEL, '{"stayed":1}')]))
     assert await stored_text(redis) == b'j{"stayed":1}'
 
 
@@ -315,12 +330,42 @@ async def test_the_line_that_makes_a_state_too_large_is_named(redis: Valkey) -> 
     assert await stored_text(redis) == b"j{}"
 
 
-async def test_no_more_callers_wait_than_the_bound(
-    publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("bound", "limit"), [("CALLS", 3), ("BYTES", 3 * (500 + 8))])
+async def test_no_more_callers_wait_than_the_bounds(
+    publisher: Publisher, monkeypatch: pytest.MonkeyPatch, bound: str, limit: int
 ) -> None:
-    monkeypatch.setattr("gateway.store.merge._WAITING_CALLS", 3)
+    monkeypatch.setattr(f"gateway.store.merge._WAITING_{bound}", limit)
     answers = await asyncio.gather(
         *(merge(publisher, f'{{"k{at}":{at}}}') for at in range(10)), return_exceptions=True
     )
     assert answers[:3] == [None, None, None]
-    assert all(isinstance(answer, MergeContention) for answer in answers[3:])
+    for answer in answers[3:]:
+        assert isinstance(answer, MergeContention)
+        assert "3 publishes of 1524 bytes are waiting" in str(answer)
+    # What was stored makes room; what is larger than the bound may wait alone.
+    await merge(publisher, *(5 * ['{"more":1}']))
+
+
+class Outpaced(RedisStore):
+    """Another worker changes what it reads before it can build on it."""
+
+    other: Publisher
+
+    async def read(self, *args: Any, **named: Any) -> Any:
+        contents = await super().read(*args, **named)
+        await merge(self.other, '{"other":1}')
+        return contents
+
+
+async def test_a_merge_that_others_outpace_every_time_is_given_up_and_stores_nothing(
+    redis: Valkey, publisher: Publisher
+) -> None:
+    server = open_server(redis.url, ConnectionOptions())
+    store = Outpaced(server, {"merged": MERGED}, StoreLimits())
+    store.other = publisher
+    try:
+        with pytest.raises(MergeContention, match="other workers"):
+            await MergeLane(store, "merged").publish(PublishCall([new(CHANNEL, '{"mine":1}')]))
+    finally:
+        await store.aclose()
+    assert await stored_text(redis) == b'j{"other":1}'

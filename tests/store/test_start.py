@@ -7,6 +7,7 @@ import pytest
 from gateway.protocol.errors import StoreRefused
 from gateway.protocol.namespace import Namespace, Reducer
 from tests.running import Valkey
+from tests.store.cutting import cutting_proxy
 from tests.store.opening import DEFAULT, KEYED, new, open_store, publish
 
 
@@ -27,6 +28,18 @@ async def test_a_server_that_evicts_keys_is_refused(redis: Valkey) -> None:
         await client.config_set("maxmemory-policy", "noeviction")
     async with open_store(redis.url) as store:
         await store.check()
+
+
+async def test_a_server_that_is_too_old_is_refused(redis: Valkey) -> None:
+    async with redis.client() as client:
+        version = (await client.info("server"))["redis_version"]
+    async with cutting_proxy(redis.socket) as proxy:
+        proxy.replace(f"redis_version:{version[0]}.".encode(), b"redis_version:5.")
+        async with open_store(proxy.url) as store:
+            with pytest.raises(StoreRefused, match=r"redis 5\.\S+ is too old: 6\.2 or newer"):
+                await store.check()
+    async with redis.client() as client:
+        assert await client.keys("*") == []
 
 
 async def test_data_of_another_schema_is_refused(redis: Valkey) -> None:

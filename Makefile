@@ -43,23 +43,31 @@ lock: $(VENV)/installed-dev
 	$(COMPILE) --upgrade --output-file requirements.lock pyproject.toml
 	$(COMPILE) --upgrade --extra dev --constraint requirements.lock \
 		--output-file requirements-dev.lock pyproject.toml
+	$(COMPILE) --upgrade --extra bench --constraint requirements.lock \
+		--constraint requirements-dev.lock --output-file requirements-bench.lock pyproject.toml
 	cd tests/js && npm install --package-lock-only
+	cd benchmarks/peers/better_sse && npm install --package-lock-only
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis \
-		.coverage .coverage.* htmlcov tests/js/node_modules
+	rm -rf $(VENV) build dist *.egg-info gateway/hub/*.so .mypy_cache .pytest_cache .ruff_cache \
+		.hypothesis .coverage .coverage.* htmlcov tests/js/node_modules \
+		benchmarks/peers/better_sse/node_modules
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11, 3) and "Python 3.11.3 or newer is needed")'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/installed: requirements.lock pyproject.toml | $(BIN)/python
+$(VENV)/installed: requirements.lock pyproject.toml gateway/hub/_writing.c | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
 	touch $@
 
 $(VENV)/installed-dev: requirements-dev.lock $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	touch $@
+
+$(VENV)/installed-bench: requirements-bench.lock $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-bench.lock
 	touch $@
 
 tests/js/node_modules/.package-lock.json: tests/js/package-lock.json

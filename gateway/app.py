@@ -1,6 +1,7 @@
 """The gateway put together: settings in, a running server out; holds no rules of its own."""
 
 import asyncio
+import gc
 import logging
 import signal
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -10,12 +11,17 @@ from dataclasses import dataclass
 import psutil
 from aiohttp import web
 
+from gateway import open_files
 from gateway.demo import publish_gateway_figures, publish_host_figures
 from gateway.hub.hub import Hub, HubOptions
 from gateway.hub.mirror import Mirror
 from gateway.hub.rings import RingReader
+from gateway.hub.sockets import AVAILABLE as SOCKETS_AVAILABLE
+from gateway.hub.sockets import Sockets
 from gateway.hub.tail import Tail
 from gateway.hub.tombstones import forget_ended
+from gateway.hub.writing import COMPILED
+from gateway.listening_socket import listen, vanishing_options
 from gateway.protocol.batch import PublishLimits
 from gateway.protocol.channel import namespace_of
 from gateway.protocol.errors import GatewayError, StoreUnavailable
@@ -40,6 +46,10 @@ from gateway.web.stream import StreamOptions, Streams
 
 _log = logging.getLogger(__name__)
 _DRAIN_SECONDS = 5.0
+# Rings and requests make few cycles and many objects: after every 700 of them, as by default, the
+# collector's walks took a quarter of the time of a publish.
+_COLLECT_AFTER = 50_000
+_BACKLOG = 4096
 
 
 class PortTaken(GatewayError):
@@ -55,6 +65,7 @@ class Gateway:
     publisher: Publisher
     tails: Mapping[str, Tail]
     hub: Hub
+    sockets: Sockets | None
     rings: RingReader
     snapshots: Snapshots
     metrics: Metrics
@@ -89,6 +100,8 @@ def build_namespaces(settings: Settings) -> dict[str, Namespace]:
             channels_limit=own.channels_limit,
             state_limit_bytes=own.state_limit_bytes,
             keys_limit=own.keys_limit,
+            conflate=own.conflate,
+            stream_codings=own.stream_codings,
             cache=own.cache_policy,
         )
         for name, own in settings.namespaces.items()
@@ -101,20 +114,23 @@ def build_gateway(settings: Settings, redis_url: str) -> Gateway:
     metrics = Metrics()
     store = _build_store(settings, redis_url, namespaces)
     publisher = Publisher(store, namespaces, metrics.publish_seconds.observe)
-    hub = Hub(
-        HubOptions(
-            retry_ms=settings.streams.retry_ms,
-            heartbeat_seconds=settings.streams.heartbeat_seconds,
-            write_timeout_seconds=settings.streams.write_timeout_seconds,
-            snapshots=f"{settings.base_path}/snapshots/",
-        ),
-        metrics.delivery_seconds.observe,
-    )
     snapshots = Snapshots(
         store,
         min_interval_ms=settings.snapshots.min_interval_ms,
         limit_bytes=settings.snapshots.cache_limit_bytes,
     )
+    hub = Hub(
+        HubOptions(
+            retry_ms=settings.streams.retry_ms,
+            heartbeat_seconds=settings.streams.heartbeat_seconds,
+            write_timeout_seconds=settings.streams.write_timeout_seconds,
+            join_seconds=settings.streams.join_ms / 1000,
+            snapshots=f"{settings.base_path}/snapshots/",
+        ),
+        snapshots,
+        metrics.delivery_seconds.observe,
+    )
+    sockets = _build_sockets(settings, hub)
     tails = {
         name: Tail(
             store,
@@ -127,7 +143,7 @@ def build_gateway(settings: Settings, redis_url: str) -> Gateway:
     rings = RingReader(store)
     names = Names(namespaces, settings.publish.channel_limit_bytes)
     handlers = Handlers(
-        streams=Streams(hub, tails, names, _stream_options(settings)),
+        streams=Streams(hub, tails, names, sockets, _stream_options(settings)),
         snapshots=SnapshotHandler(
             snapshots,
             tails,
@@ -153,9 +169,17 @@ def build_gateway(settings: Settings, redis_url: str) -> Gateway:
         console=ConsoleHandler(),
         description=DescriptionHandler(),
     )
-    gateway = Gateway(settings, store, publisher, tails, hub, rings, snapshots, metrics, handlers)
+    gateway = Gateway(
+        settings, store, publisher, tails, hub, sockets, rings, snapshots, metrics, handlers
+    )
     _watch(gateway)
     return gateway
+
+
+def _build_sockets(settings: Settings, hub: Hub) -> Sockets | None:
+    if settings.streams.transport == "response" or not SOCKETS_AVAILABLE:
+        return None
+    return Sockets(hub, settings.streams.send_buffer_bytes)
 
 
 def _build_store(
@@ -177,14 +201,26 @@ def _build_store(
 
 def _stream_options(settings: Settings) -> StreamOptions:
     return StreamOptions(
-        subscribers_limit=settings.streams.subscribers_limit,
+        subscribers_limit=_bound_streams(settings.streams.subscribers_limit),
         selectors_limit=settings.streams.selectors_limit,
         buffer_limit_bytes=settings.streams.buffer_limit_bytes,
+        send_buffer_bytes=settings.streams.send_buffer_bytes,
         reach_seconds=settings.snapshots.wait_seconds,
         write_timeout_seconds=settings.streams.write_timeout_seconds,
         retry_ms=settings.streams.retry_ms,
         base_path=settings.base_path,
     )
+
+
+def _bound_streams(wanted: int) -> int:
+    files_limit = open_files.raise_limit()
+    bound = open_files.bound_streams(wanted, files_limit)
+    if bound < wanted:
+        _log.warning(
+            "streams.subscribers_limit is %d, but the limit of open files, %s, leaves room for %d;"
+            " raise that (ulimit -n, LimitNOFILE)", wanted, files_limit, bound,
+        )  # fmt: skip
+    return bound
 
 
 def _publish_limits(settings: Settings) -> PublishLimits:
@@ -215,6 +251,8 @@ def _watch(gateway: Gateway) -> None:
             "events": ("Events tailed.", lambda: sum(tail.events for tail in tails)),
             "deliveries": ("Events written to subscribers.", lambda: done.deliveries),
             "delivered_bytes": ("Bytes written to subscribers.", lambda: done.bytes),
+            "passes": ("Chunks written to all readers of a subscription.", lambda: done.passes),
+            "conflations": ("States sent in place of events.", lambda: done.conflations),
             "lags": ("Times that a subscriber fell behind.", lambda: done.lagging),
             "gaps": ("Positions that could not be resumed.", lambda: done.gaps),
             "write_timeouts": ("Subscribers that took nothing too long.", lambda: done.timeouts),
@@ -242,18 +280,28 @@ async def listening(gateway: Gateway) -> AsyncIterator[str]:
         shutdown_timeout=_DRAIN_SECONDS,
     )
     await runner.setup()
-    site = web.TCPSite(runner, settings.host, settings.port, backlog=4096)
+    assert runner.server is not None
+    options = vanishing_options(
+        settings.streams.vanished_seconds, settings.streams.heartbeat_seconds
+    )
     try:
         try:
-            await site.start()
+            server = await listen(
+                runner.server, settings.host, settings.port, options, backlog=_BACKLOG
+            )
         except OSError as error:
             raise PortTaken(f"{settings.host}:{settings.port}: {error.strerror}") from error
-        host, port = runner.addresses[0][:2]
-        shown = f"[{host}]" if ":" in host else host
-        yield f"http://{shown}:{port}{settings.base_path}"
+        try:
+            host, port = server.sockets[0].getsockname()[:2]
+            shown = f"[{host}]" if ":" in host else host
+            yield f"http://{shown}:{port}{settings.base_path}"
+        finally:
+            server.close()
     finally:
         gateway.drain()
         await runner.cleanup()
+        if gateway.sockets is not None:
+            gateway.sockets.close_all()
 
 
 async def _demo(gateway: Gateway) -> None:
@@ -288,6 +336,11 @@ async def serve(
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    _log.debug("chunks are written by the loop in %s", "C" if COMPILED else "Python")
+    # Before the embedded server starts: it inherits the limit, and needs it for its clients.
+    open_files.raise_limit()
+    gc.freeze()
+    gc.set_threshold(_COLLECT_AFTER)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):

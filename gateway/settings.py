@@ -192,7 +192,8 @@ def _translate(error: ErrorDetails, sources: list[tuple[str, _Tree]]) -> Setting
         # The source is that of what was given: a default is not wrong by itself.
         where = next((found for path in paths if (found := _source_of(sources, path))), "default")
         return SettingsError(where, ".".join(paths[0]), context["value"], context["rule"])
-    path = tuple(str(part) for part in error["loc"])
+    # A member of a list is named by its value.
+    path = tuple(part for part in error["loc"] if isinstance(part, str))
     where = _source_of(sources, path) or "default"
     if error["type"] == "extra_forbidden":
         return _unknown(where, path, error["input"])

@@ -40,6 +40,8 @@ _Number = Annotated[float, BeforeValidator(_refuse_boolean)]
 Count = Annotated[_Whole, Field(ge=1, le=_LARGEST)]
 CountOrZero = Annotated[_Whole, Field(ge=0, le=_LARGEST)]
 Seconds = Annotated[_Number, Field(gt=0, le=1e9, allow_inf_nan=False)]
+# The kernel's probes count whole seconds, up to 32767.
+VanishedSeconds = Annotated[_Number, Field(ge=1, le=3600, allow_inf_nan=False)]
 WholeSeconds = Annotated[_Whole, Field(ge=1, le=10**9)]
 WholeSecondsOrZero = Annotated[_Whole, Field(ge=0, le=10**9)]
 
@@ -94,6 +96,10 @@ class StreamSettings(_Table):
     heartbeat_seconds: Seconds = 15.0
     retry_ms: Count = 2000
     write_timeout_seconds: Seconds = 30.0
+    vanished_seconds: VanishedSeconds = 60.0
+    join_ms: CountOrZero = 5
+    transport: Literal["auto", "socket", "response"] = "auto"
+    send_buffer_bytes: CountOrZero = 0
     buffer_limit_bytes: Count = 65536
     subscribers_limit: Count = 10000
     selectors_limit: Count = 100
@@ -157,6 +163,8 @@ class NamespaceSettings(_Table):
     channels_limit: Count = 100000
     state_limit_bytes: Count = 1048576
     keys_limit: Count = 10000
+    conflate: bool = False
+    stream_codings: tuple[Literal["zstd", "gzip"], ...] = ()
     browser_max_age_seconds: WholeSecondsOrZero = 0
     edge_max_age_seconds: WholeSecondsOrZero = 1
     stale_while_revalidate_seconds: WholeSecondsOrZero = 5
@@ -275,10 +283,17 @@ class Settings(BaseSettings):
                 ("namespaces",),
             )
         for name, namespace in self.namespaces.items():
-            self._check_ring(("namespaces", name), namespace)
+            self._check_namespace(("namespaces", name), namespace)
         return self
 
-    def _check_ring(self, table: tuple[str, str], namespace: NamespaceSettings) -> None:
+    def _check_namespace(self, table: tuple[str, str], namespace: NamespaceSettings) -> None:
+        if namespace.conflate and namespace.reducer is not Reducer.KEYED:
+            raise _broken(
+                (*table, "conflate"),
+                namespace.conflate,
+                f"is for the reducer keyed, not {namespace.reducer}",
+                (*table, "reducer"),
+            )
         event_limit_bytes = self.publish.event_limit_bytes
         if namespace.ring_limit_bytes < event_limit_bytes:
             raise _broken(

@@ -11,6 +11,8 @@ need() { # need PROGRAM PACKAGE
 need curl curl
 need node nodejs
 need npm npm
+# Network namespaces are of Linux; where only root may make them, their test says so.
+[ "$(uname)" != Linux ] || need ip iproute2
 command -v chromium >/dev/null 2>&1 || command -v chromium-browser >/dev/null 2>&1 ||
     command -v google-chrome >/dev/null 2>&1 || missing+=(chromium)
 # A Python without its `venv` (Debian splits it off) cannot make one.

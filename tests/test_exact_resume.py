@@ -141,6 +141,8 @@ class Subscriber:
 class ExactResume(RuleBasedStateMachine):
     """Random lives of two channels and a wildcard on one connection, and of what can go wrong."""
 
+    transport = "socket"
+
     def __init__(self) -> None:
         super().__init__()
         self.runner = asyncio.Runner()
@@ -168,7 +170,8 @@ class ExactResume(RuleBasedStateMachine):
 
     async def _start_worker(self) -> None:
         self.stack = AsyncExitStack()
-        self.worker = await self.stack.enter_async_context(worker(self.redis.url, SETTINGS))
+        settings = {**SETTINGS, "streams": {"transport": self.transport}}
+        self.worker = await self.stack.enter_async_context(worker(self.redis.url, settings))
 
     async def _read_meta(self) -> dict[str, str]:
         async with self.redis.client() as client:
@@ -424,11 +427,21 @@ class ExactResume(RuleBasedStateMachine):
         await self.redis.stop()
 
 
-def test_every_subscriber_gets_every_event_once_in_order_or_a_gap() -> None:
+class OnAiohttpsTransport(ExactResume):
+    """The same where sockets are not taken over."""
+
+    transport = "response"
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("machine", "share"), [(ExactResume, 1.0), (OnAiohttpsTransport, 0.5)])
+def test_every_subscriber_gets_every_event_once_in_order_or_a_gap(
+    machine: type[ExactResume], share: float
+) -> None:
     run_state_machine_as_test(
-        ExactResume,
+        machine,
         settings=settings(
-            max_examples=int(os.environ.get("RESUME_EXAMPLES", "60")),
+            max_examples=int(share * int(os.environ.get("RESUME_EXAMPLES", "50"))),
             stateful_step_count=40,
             phases=[Phase.explicit, Phase.reuse, Phase.generate],
             deadline=None,

@@ -191,6 +191,19 @@ def test_urls_of_a_redis_are_accepted(url: str) -> None:
             'namespaces.prices.reducr = "last": is not a setting; did you mean reducer?',
         ),
         (
+            "[streams]\ntransport = 'tls'",
+            'streams.transport = "tls": must be auto, socket or response',
+        ),
+        ("[streams]\njoin_ms = -1", "streams.join_ms = -1: must be at least 0"),
+        (
+            "[namespaces.prices]\nconflate = true",
+            "namespaces.prices.conflate = true: is for the reducer keyed, not last",
+        ),
+        (
+            "[namespaces.prices]\nstream_codings = ['gzip', 'br']",
+            'namespaces.prices.stream_codings = "br": must be zstd or gzip',
+        ),
+        (
             "[namespaces.'a/b']",
             "namespaces.a/b = {}: the name must be one segment of a channel's name",
         ),

@@ -1,37 +1,26 @@
-"""The hub: one write per subscriber of what its subscription got; opens no connections."""
+"""The hub: who follows what on this worker, and the way of an event to them; opens no sockets."""
 
 import asyncio
-import logging
 import random
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
-from gateway.hub.mirror import Mirror, Missing, NeedsRings
+from gateway.hub.chunk import Chunk
+from gateway.hub.heartbeats import Heartbeats
+from gateway.hub.mirror import Mirror
+from gateway.hub.passes import HubCounters, Passes
+from gateway.hub.replays import Replays, States
 from gateway.hub.rings import RingReader
 from gateway.hub.subscriber import Connection, Subscriber
-from gateway.hub.subscription import Chunk, Subscription
+from gateway.hub.subscription import Subscription
 from gateway.hub.tail import Tail
-from gateway.protocol.errors import GatewayError
+from gateway.protocol.coding import IDENTITY
 from gateway.protocol.position import ORIGIN, Position
 from gateway.protocol.ring import Entry
 from gateway.protocol.selector import Selection
-from gateway.protocol.sse import (
-    encode_block,
-    encode_comment,
-    encode_unavailable,
-    jittered_retry_ms,
-)
-
-_log = logging.getLogger(__name__)
-HEARTBEAT = encode_comment("heartbeat")
-_BEATS = 10  # Looks at who was silent, to one heartbeat's interval.
-_TURN_LIMIT_BYTES = 256 * 1024  # Written to one subscriber that is behind, before others' turn.
-_TURN_RINGS = 512  # Read for one subscriber, before others' turn.
-_TURN_SUBSCRIBERS = 64  # Served between two yields to the loop.
-_T = TypeVar("_T")
+from gateway.protocol.sse import encode_block, encode_unavailable, jittered_retry_ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,26 +30,8 @@ class HubOptions:
     retry_ms: int = 2000
     heartbeat_seconds: float = 15.0
     write_timeout_seconds: float = 30.0
+    join_seconds: float = 0.005
     snapshots: str = "/snapshots/"
-
-
-@dataclass(slots=True)
-class HubCounters:
-    """What the hub did since it began."""
-
-    deliveries: int = 0
-    bytes: int = 0
-    lagging: int = 0
-    gaps: int = 0
-    timeouts: int = 0
-
-
-@dataclass(slots=True)
-class _Stall:
-    """Subscribers of one namespace whose replay waits for rings from the store."""
-
-    subscribers: set[Subscriber] = field(default_factory=set)
-    wake: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Hub:
@@ -73,16 +44,22 @@ class Hub:
     def __init__(
         self,
         options: HubOptions,
+        states: States,
         observe_delivery: Callable[[float], None] = lambda seconds: None,
     ) -> None:
         self.counters = HubCounters()
         self.subscribers = 0
         self._options = options
-        self._observe_delivery = observe_delivery
         self._subscriptions: dict[Selection, Subscription] = {}
         self._by_channel: defaultdict[str, set[Subscription]] = defaultdict(set)
         self._by_prefix: defaultdict[str, set[Subscription]] = defaultdict(set)
-        self._stalls: defaultdict[str, _Stall] = defaultdict(_Stall)
+        self._replays = Replays(self.counters, states, self.end, self._finish)
+        self._passes = Passes(
+            options.join_seconds, self.counters, self._replays.write, self._lag, observe_delivery
+        )
+        self._heartbeats = Heartbeats(
+            options.heartbeat_seconds, self.counters, self._passes, self._lag
+        )
 
     # -- joining and leaving ------------------------------------------------------------------
 
@@ -95,6 +72,7 @@ class Hub:
         *,
         since: bool = False,
         malformed: str = "",
+        coding: str = IDENTITY,
     ) -> Subscriber:
         """Attach a stream and serve it from `position` on, or from now when that is None.
 
@@ -103,36 +81,40 @@ class Hub:
         """
         subscription = self._subscriptions.get(selection) or self._open(selection, mirror)
         start = mirror.head if position is None else position
-        subscriber = Subscriber(connection, subscription, start, since)
+        subscriber = Subscriber(connection, subscription, start, since=since, coding=coding)
         subscription.behind.add(subscriber)
         self.subscribers += 1
         first = encode_block(retry_ms=self._options.retry_ms, id=start)
         if malformed:
             self.counters.gaps += 1
             first += subscription.gap("malformed", malformed, start, start)
-        if self._write(subscriber, first):
-            self._catch_up(subscriber)
+        if self._replays.write(subscriber, Chunk(first, start, 0)):
+            if position is None:
+                subscription.arrive(subscriber)
+            else:
+                self._replays.catch_up(subscriber)
         return subscriber
 
     def leave(self, subscriber: Subscriber) -> None:
         """Detach a stream whose connection is gone or ends; a second call does nothing."""
-        subscription = subscriber.subscription
-        if subscriber not in subscription:
+        if not subscriber.open:
             return
-        subscription.current.discard(subscriber)
-        subscription.behind.discard(subscriber)
-        self._stalls[subscription.selection.namespace].subscribers.discard(subscriber)
-        if not subscription.behind:
-            subscription.replay = None
+        subscriber.open = False
+        subscription = subscriber.subscription
+        subscription.remove(subscriber)
+        self._replays.forget(subscriber)
         self.subscribers -= 1
         if not len(subscription):
             self._forget(subscription)
 
     def writable(self, subscriber: Subscriber) -> None:
         """The connection takes more again: go on where the subscriber is."""
-        if subscriber in subscriber.subscription.behind:
-            subscriber.full_since = 0.0
-            self._catch_up(subscriber)
+        subscriber.full_since = 0.0
+        if subscriber.ending:
+            self.leave(subscriber)
+            subscriber.connection.close()
+        elif subscriber in subscriber.subscription.behind:
+            self._replays.catch_up(subscriber)
 
     def followers(self, channel: str) -> int:
         """Return how many streams of this worker get the channel's events."""
@@ -143,8 +125,8 @@ class Hub:
         return sum(len(subscription.behind) for subscription in self._subscriptions.values())
 
     def _open(self, selection: Selection, mirror: Mirror) -> Subscription:
-        subscription = Subscription(selection, mirror, self._options.snapshots)
-        subscription.written_at = time.monotonic()
+        now = time.monotonic()
+        subscription = Subscription(selection, mirror, self._options.snapshots, now)
         self._subscriptions[selection] = subscription
         for channel in selection.channels:
             self._by_channel[channel].add(subscription)
@@ -153,6 +135,7 @@ class Hub:
         return subscription
 
     def _forget(self, subscription: Subscription) -> None:
+        self._passes.forget(subscription)
         selection = subscription.selection
         del self._subscriptions[selection]
         for table, names in (
@@ -167,38 +150,42 @@ class Hub:
     # -- what the tail brings -----------------------------------------------------------------
 
     def take(self, mirror: Mirror, entries: Sequence[Entry]) -> None:
-        """Write the mirror's new entries to all who follow them."""
+        """Write the mirror's new entries to all who follow them, now or a moment later."""
         shares: defaultdict[Subscription, list[Entry]] = defaultdict(list)
         for entry in entries:
             for subscription in self._subscriptions_of(entry.event.channel):
                 shares[subscription].append(entry)
         for subscription, share in shares.items():
-            # Its subscribers were current up to the entry before these.
-            for chunk in subscription.chunks(share):
-                self._pass(subscription, chunk)
-        now = time.time()
-        for entry in {entry.id: entry for share in shares.values() for entry in share}.values():
-            self._observe_delivery(max(0.0, now - entry.id.ms / 1000))
+            self._passes.offer(subscription, share)
+        self._passes.run()
+
+    def room(self, mirror: Mirror) -> "asyncio.Future[None] | None":
+        """Return what the namespace's tail must wait for before it brings more; None for nothing.
+
+        Without it the events that wait for a subscription's passes would have no bound.
+        """
+        return self._passes.room(mirror)
 
     def restart(self, mirror: Mirror, before: Position) -> None:
         """Have every subscriber of the namespace judged anew by what it got, in turns."""
         life = mirror.life
         assert life is not None
-        # Who was current has seen everything up to `before`, unless that is history no more.
+        # Who had everything has seen it up to `before`, unless that is history no more.
         whole = before <= life.clock and life.vouches_for(before)
         for subscription in self._subscriptions.values():
             if subscription.mirror is not mirror:
                 continue
-            for subscriber in subscription.current:
-                got = max(subscriber.position, subscription.position)
-                subscriber.position = before if whole else got
-            subscription.behind |= subscription.current
-            subscription.current.clear()
-            subscription.replay = None
+            seen_all = whole and subscription.at_rest
+            for subscriber in [*subscription.current(), *subscription.newcomers]:
+                subscription.recede(subscriber)
+                if seen_all:
+                    subscriber.position = before
+            self._passes.forget(subscription)
+            subscription.replay = subscription.reset = None
             # From here each subscriber's own position counts, until the next pass.
             subscription.position = ORIGIN
             for subscriber in subscription.behind:
-                self._stall(subscriber)
+                self._replays.stall(subscriber)
 
     def _subscriptions_of(self, channel: str) -> Iterator[Subscription]:
         yield from self._by_channel.get(channel, ())
@@ -208,134 +195,15 @@ class Hub:
                 yield from self._by_prefix.get(channel[: at + 1], ())
                 at = channel.find("/", at + 1)
 
-    # -- writing ------------------------------------------------------------------------------
-
-    def _pass(self, subscription: Subscription, chunk: Chunk) -> None:
-        """Write one chunk to every current subscriber of a subscription."""
-        self.counters.deliveries += chunk.events * len(subscription.current)
-        subscription.position = chunk.end
-        self._send(subscription, chunk.data)
-
-    def _send(self, subscription: Subscription, data: bytes) -> None:
-        self.counters.bytes += len(data) * len(subscription.current)
-        subscription.written_at = time.monotonic()
-        full = [s for s in subscription.current if not s.connection.write(data)]
-        for subscriber in full:
-            self._fall_behind(subscriber, max(subscriber.position, subscription.position))
-
-    def _fall_behind(self, subscriber: Subscriber, position: Position) -> None:
-        subscription = subscriber.subscription
-        subscription.current.discard(subscriber)
-        subscription.behind.add(subscriber)
-        subscriber.position = position
-        subscriber.full_since = time.monotonic()
-        subscriber.lagging = True
-        self.counters.lagging += 1
-
-    def _write(self, subscriber: Subscriber, data: bytes) -> bool:
-        self.counters.bytes += len(data)
-        takes_more = subscriber.connection.write(data)
-        if not takes_more:
-            subscriber.full_since = time.monotonic()
-        return takes_more
-
-    def _catch_up(self, subscriber: Subscriber) -> None:
-        """Serve a subscriber from the rings until it is current, full, or must wait for them.
-
-        Called again when it still is behind after a turn's worth of bytes: others wait, too.
-        """
-        subscription = subscriber.subscription
-        left = _TURN_LIMIT_BYTES
-        while left > 0:
-            if not self._is_at_hand(subscriber):
-                verdict = subscription.mirror.judge(subscription.selection, subscriber.position)
-                if isinstance(verdict, NeedsRings):
-                    self._stall(subscriber)
-                    return
-                if isinstance(verdict, Missing):
-                    if not self._miss(subscriber, verdict):
-                        return
-                    continue
-            entries = subscription.entries_after(subscriber.position)
-            if not entries:
-                self._become_current(subscriber)
-                return
-            for chunk in subscription.chunks(entries):
-                subscriber.position = chunk.end
-                self.counters.deliveries += chunk.events
-                left -= len(chunk.data)
-                if not self._write(subscriber, chunk.data):
-                    return
-        asyncio.get_running_loop().call_soon(self._go_on, subscriber)
-
-    def _go_on(self, subscriber: Subscriber) -> None:
-        if subscriber in subscriber.subscription.behind and not subscriber.full_since:
-            self._catch_up(subscriber)
-
-    @staticmethod
-    def _is_at_hand(subscriber: Subscriber) -> bool:
-        """Tell whether a replay made for others holds all that the subscriber lacks."""
-        subscription, position = subscriber.subscription, subscriber.position
-        life = subscription.mirror.life
-        # It may reach over a cut, inside of which nobody resumes.
-        return subscription.has_replay(position) and life is not None and life.vouches_for(position)
-
-    def _become_current(self, subscriber: Subscriber) -> None:
-        subscription = subscriber.subscription
-        subscription.behind.discard(subscriber)
-        subscription.current.add(subscriber)
-        subscriber.lagging = False
-        if not subscription.behind:
-            subscription.replay = None
-
-    def _stall(self, subscriber: Subscriber) -> None:
-        """Leave a subscriber to the namespace's fetching task."""
-        stall = self._stalls[subscriber.subscription.selection.namespace]
-        stall.subscribers.add(subscriber)
-        stall.wake.set()
-
-    def _miss(self, subscriber: Subscriber, verdict: Missing) -> bool:
-        """Tell a subscriber of its gap; return whether it can be served on at once."""
-        subscription = subscriber.subscription
-        mirror = subscription.mirror
-        assert mirror.life is not None
-        asked = subscriber.position
-        if subscriber.since and asked < mirror.life.floor:
-            # Nothing that a span of time could mean lies before the namespace began.
-            subscriber.position = mirror.life.floor
-            return True
-        resumed = verdict.oldest if subscriber.since else mirror.head
-        self.counters.gaps += 1
-        subscriber.position = resumed
-        takes_more = self._write(
-            subscriber, subscription.gap(verdict.reason, str(asked), verdict.oldest, resumed)
-        )
-        if subscriber.lagging and verdict.reason == "evicted":
-            # It reads slower than events come: it begins again from the snapshot.
-            self.leave(subscriber)
-            subscriber.connection.close()
-            return False
-        return takes_more
-
     # -- what happens by itself ---------------------------------------------------------------
 
     async def run(self, rings: RingReader, tails: Iterable[Tail]) -> None:
-        """Beat, end streams that take nothing, and fetch rings that replays wait for."""
+        """Beat, end streams that take nothing, and fetch what replays wait for."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._beat())
+            tasks.create_task(self._heartbeats.run(self._subscriptions))
             tasks.create_task(self._sweep())
             for tail in tails:
-                tasks.create_task(self._fetch(rings, tail))
-
-    async def _beat(self) -> None:
-        tick = self._options.heartbeat_seconds / _BEATS
-        while True:
-            await asyncio.sleep(tick)
-            # So that no stream is silent for longer than the whole interval.
-            due = time.monotonic() - self._options.heartbeat_seconds + tick
-            for subscription in list(self._subscriptions.values()):
-                if subscription.written_at <= due:
-                    self._send(subscription, HEARTBEAT)
+                tasks.create_task(self._replays.fetch(rings, tail))
 
     async def _sweep(self) -> None:
         limit = self._options.write_timeout_seconds
@@ -350,41 +218,29 @@ class Hub:
                         self.leave(subscriber)
                         subscriber.connection.abort()
 
-    async def _fetch(self, rings: RingReader, tail: Tail) -> None:
-        """Serve one namespace's stalled subscribers, fetching the rings that they wait for."""
-        stall = self._stalls[tail.mirror.namespace.name]
-        while True:
-            await stall.wake.wait()
-            stall.wake.clear()
-            waiting = list(stall.subscribers)
-            stall.subscribers.clear()
-            wanting: list[tuple[Sequence[str], Subscriber]] = []
-            async for subscriber in _in_turns(waiting):
-                selection = subscriber.subscription.selection
-                verdict = tail.mirror.judge(selection, subscriber.position)
-                if isinstance(verdict, NeedsRings):
-                    wanting.append((verdict.channels, subscriber))
-                else:
-                    self._go_on(subscriber)
-            # A wide replay lets the narrow ones pass.
-            wanting.sort(key=lambda want: len(want[0]))
-            try:
-                async for channels, subscriber in _in_turns(wanting):
-                    # Some of them: who stalled meanwhile is not kept waiting for all.
-                    await rings.read(tail, channels[:_TURN_RINGS])
-                    self._go_on(subscriber)
-            except GatewayError as error:
-                _log.warning("replay: %s", error)
-                for _, subscriber in wanting:
-                    if subscriber in subscriber.subscription.behind:
-                        self.end(subscriber, "store")
+    def _lag(self, subscriber: Subscriber) -> None:
+        """Note that a subscriber that was current takes no more."""
+        subscriber.full_since = time.monotonic()
+        subscriber.lagging = True
+        self.counters.lagging += 1
+
+    def _finish(self, subscriber: Subscriber) -> None:
+        """Close a stream once its connection took everything, or at once."""
+        if subscriber.full_since:
+            subscriber.ending = True
+        else:
+            self.leave(subscriber)
+            subscriber.connection.close()
 
     def end(self, subscriber: Subscriber, reason: str) -> None:
         """Tell a subscriber why its stream ends for now, and end it; one that left is let be."""
-        if subscriber not in subscriber.subscription:
+        if not subscriber.open:
             return
-        retry_ms = jittered_retry_ms(self._options.retry_ms, random.random())
-        subscriber.connection.write(encode_unavailable(reason, retry_ms))
+        if not subscriber.full_since:
+            retry_ms = jittered_retry_ms(self._options.retry_ms, random.random())
+            last = encode_unavailable(reason, retry_ms)
+            self._replays.write(subscriber, Chunk(last, subscriber.position, 0), last=True)
+        # Whoever takes no more is closed bare: a word to it would land inside an event.
         self.leave(subscriber)
         subscriber.connection.close()
 
@@ -393,11 +249,3 @@ class Hub:
         for subscription in list(self._subscriptions.values()):
             for subscriber in list(subscription.members()):
                 self.end(subscriber, "draining")
-
-
-async def _in_turns(items: Sequence[_T]) -> AsyncIterator[_T]:
-    """Yield the items, and now and then the loop to others."""
-    for number, item in enumerate(items, 1):
-        yield item
-        if number % _TURN_SUBSCRIBERS == 0:
-            await asyncio.sleep(0)

@@ -5,20 +5,34 @@ from typing import TYPE_CHECKING, Protocol
 from gateway.protocol.position import Position
 
 if TYPE_CHECKING:
+    from gateway.hub.group import Group
     from gateway.hub.subscription import Subscription
 
 
 class Connection(Protocol):
-    """The seam to the transport. The hub calls it on the loop; it never awaits."""
+    """The seam to the transport. The hub calls it on the loop; it never awaits.
+
+    Nothing is written to a connection that does not take more: the rest of a chunk comes first.
+    """
+
+    @property
+    def fd(self) -> int:
+        """The socket that passes write to directly, or -1 when they must call `write`."""
 
     def write(self, chunk: bytes) -> bool:
         """Take the whole chunk; return False when no more is taken until it is writable again.
 
-        The transport then calls the hub's `writable`.
+        The transport then calls the hub's `writable`, or its `leave` when the reader is gone.
+        """
+
+    def keep(self, chunk: bytes, outcome: int) -> None:
+        """Go on with a chunk of which a pass wrote `outcome` bytes, or failed with `-errno`.
+
+        Takes no more until it is writable again. Only for a connection that has an `fd`.
         """
 
     def close(self) -> None:
-        """End the stream after what was written."""
+        """End the stream; everything before was handed over, or the connection takes no more."""
 
     def abort(self) -> None:
         """End the stream at once; what was not sent is dropped."""
@@ -28,23 +42,34 @@ class Subscriber:
     """A reader of one subscription.
 
     `position` is the last that it got or came with; while it is current, the subscription's
-    own may be further on and counts. `full_since` is monotonic time in seconds, 0 while its
-    connection takes more. `lagging` says that it was current and fell behind. `since` says
-    that it asked for a span of time, not for a position.
+    own may be further on and counts. It is current while it has a `group`, in which it stands
+    at `slot`. `full_since` is monotonic time in seconds, 0 while its connection takes more.
+    `lagging` says that it was current and fell behind, `since` that it asked for a span of time,
+    not for a position, `ending` that it is closed once its connection took everything.
     """
 
-    __slots__ = ("connection", "full_since", "lagging", "position", "since", "subscription")
+    __slots__ = (
+        "coding", "connection", "ending", "full_since", "group", "lagging", "open",
+        "position", "since", "slot", "subscription",
+    )  # fmt: skip
 
     def __init__(
         self,
         connection: Connection,
         subscription: "Subscription",
         position: Position,
+        *,
         since: bool = False,
+        coding: str = "identity",
     ) -> None:
         self.connection = connection
         self.subscription = subscription
         self.position = position
         self.since = since
+        self.coding = coding
+        self.group: Group | None = None
+        self.slot = -1
         self.full_since = 0.0
         self.lagging = False
+        self.ending = False
+        self.open = True

@@ -1,10 +1,11 @@
-"""One set of selectors and all who follow it; makes the chunks they share."""
+"""One set of selectors and all who follow it; makes the chunks they share, writes nothing."""
 
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
-from typing import NamedTuple
 
+from gateway.hub.chunk import Chunk, Replay, count_piece, frame_bytes
+from gateway.hub.group import Group
+from gateway.hub.lane import Lane, Leg
 from gateway.hub.mirror import Mirror
 from gateway.hub.subscriber import Subscriber
 from gateway.protocol.position import ORIGIN, Position
@@ -12,78 +13,184 @@ from gateway.protocol.ring import Entry
 from gateway.protocol.selector import Selection
 from gateway.protocol.sse import encode_gap
 
-CHUNK_LIMIT_BYTES = 64 * 1024
-"""A chunk joins frames up to this; a full connection holds at most one beyond its buffer."""
-
 REPLAY_LIMIT_BYTES = 1024 * 1024
 """Merging rings costs by their number, so it is done for this much at a time, and shared."""
-
-_PIECE_EVENTS = 256  # To one turn of a replay: about a chunk of small events.
 
 SNAPSHOTS_NAMED = 100
 """Snapshot URLs in one gap; a wildcard may stand for more."""
 
 
-class Chunk(NamedTuple):
-    """Frames of consecutive events, joined; `end` is the last one's position."""
+class Pass:
+    """One chunk on its way to all current subscribers: which of them have got it."""
 
-    data: bytes
-    end: Position
-    events: int
+    __slots__ = ("_at", "_leg", "end", "lanes", "legs")
 
-
-class Replay:
-    """Entries from `start` to `end`, merged once for all who come back to somewhere between."""
-
-    __slots__ = ("_entries", "_ids", "end", "start")
-
-    def __init__(self, start: Position, end: Position, entries: list[Entry]) -> None:
-        self.start = start
+    def __init__(self, end: Position, lanes: list[Lane], legs: list[Leg]) -> None:
         self.end = end
-        self._entries = entries
-        self._ids = [entry.id for entry in entries]
+        self.lanes = lanes
+        self.legs = legs
+        self._leg = 0
+        self._at = 0
 
-    def after(self, position: Position) -> list[Entry]:
-        """Return the entries after a position, at least to the end of a chunk."""
-        low = bisect_right(self._ids, position)
-        return self._entries[low : low + _PIECE_EVENTS]
+    def advance(self, writes: int) -> tuple[int, list[Subscriber]]:
+        """Write to the next places; return how many, and who takes no more for now."""
+        group, data = self.legs[self._leg]
+        start = self._at
+        self._at = min(start + writes, len(group.members))
+        full = group.write(data, start, self._at)
+        return self._at - start, full
+
+    @property
+    def over(self) -> bool:
+        """Whether every place was written to; goes on to the next group where one is done."""
+        while self._leg < len(self.legs) and self._at >= len(self.legs[self._leg][0].members):
+            self._leg, self._at = self._leg + 1, 0
+        return self._leg == len(self.legs)
+
+    def reached(self, subscriber: Subscriber) -> bool:
+        """Tell whether the chunk was written to a subscriber."""
+        for number, (group, _) in enumerate(self.legs):
+            if subscriber.group is group:
+                return number < self._leg or (number == self._leg and subscriber.slot < self._at)
+        return False
 
 
 class Subscription:
     """All subscribers of one selection.
 
-    `current` subscribers have everything that the mirror has tailed; `behind` ones are served
-    from the rings by their own position, until they are current. `written_at` is monotonic time
-    in seconds of the last chunk that all current ones got.
+    *Current* subscribers stand in lanes and have everything up to `position`, but for the pass
+    that is under way; what was tailed since is `waiting` for the next one. Those `behind` are
+    served from the rings by their own position. When one of them has everything it becomes
+    current, or, while others have yet to be written to, a newcomer until that is done.
+    `written_at` is monotonic time in seconds of the last chunk for all; `beaten` counts the parts
+    of them that got a heartbeat since.
     """
 
     __slots__ = (
-        "behind", "current", "mirror", "position", "replay", "selection", "snapshots", "written_at",
+        "_lanes", "beaten", "behind", "due", "mirror", "newcomers", "passing", "position", "replay",
+        "reset", "selection", "snapshots", "started_at", "waiting", "waiting_bytes", "written_at",
     )  # fmt: skip
 
-    def __init__(self, selection: Selection, mirror: Mirror, snapshots: str) -> None:
+    def __init__(self, selection: Selection, mirror: Mirror, snapshots: str, now: float) -> None:
         self.selection = selection
         self.mirror = mirror
         self.snapshots = snapshots
         self.position = ORIGIN
-        self.written_at = 0.0
         self.replay: Replay | None = None
-        self.current: set[Subscriber] = set()
+        # The last states that stood for events, and what they are the states of.
+        self.reset: tuple[object, Chunk] | None = None
         self.behind: set[Subscriber] = set()
+        self.newcomers: set[Subscriber] = set()
+        self.passing: Pass | None = None
+        self.waiting: list[Entry] = []
+        self.waiting_bytes = 0
+        self.due: float | None = None
+        self.started_at = 0.0
+        self.written_at = now
+        self.beaten = 0
+        self._lanes: dict[str, Lane] = {}
 
     def __len__(self) -> int:
-        return len(self.current) + len(self.behind)
+        return self.count_current() + len(self.behind) + len(self.newcomers)
 
-    def __contains__(self, subscriber: Subscriber) -> bool:
-        return subscriber in self.current or subscriber in self.behind
+    def count_current(self) -> int:
+        """Return how many have everything but what is on its way to all of them."""
+        return sum(map(len, self._lanes.values()))
 
     def members(self) -> Iterator[Subscriber]:
         """Yield every subscriber."""
-        yield from self.current
+        yield from self.current()
         yield from self.behind
+        yield from self.newcomers
 
-    def entries_after(self, position: Position) -> list[Entry]:
-        """Return a subscriber's next entries, none when it has all that was tailed.
+    def current(self) -> Iterator[Subscriber]:
+        """Yield those that stand in lanes."""
+        for lane in self._lanes.values():
+            yield from lane
+
+    def lanes(self) -> list[Lane]:
+        """Return the lanes that somebody stands in; the others are forgotten."""
+        for coding in [coding for coding, lane in self._lanes.items() if not len(lane)]:
+            del self._lanes[coding]
+        return list(self._lanes.values())
+
+    def plain_groups(self) -> list[Group]:
+        """Return the groups of readers without an encoder that they share."""
+        return [group for lane in self._lanes.values() for group in lane.plain_groups()]
+
+    # -- who is where -------------------------------------------------------------------------
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether everything tailed was written to all current subscribers."""
+        return self.passing is None and not self.waiting
+
+    def position_of(self, subscriber: Subscriber) -> Position:
+        """Return what a subscriber has got, current or not."""
+        if subscriber.group is None:
+            return subscriber.position
+        reached = self.passing is not None and self.passing.reached(subscriber)
+        shared = self.passing.end if reached and self.passing is not None else self.position
+        return max(subscriber.position, shared)
+
+    def arrive(self, subscriber: Subscriber) -> None:
+        """Make a subscriber that has everything tailed so far current, now or soon."""
+        self.behind.discard(subscriber)
+        subscriber.lagging = False
+        if not self.behind:
+            self.replay = self.reset = None
+        if self.at_rest:
+            self.admit(subscriber)
+        else:
+            self.newcomers.add(subscriber)
+
+    def admit(self, subscriber: Subscriber) -> None:
+        """Put a subscriber into its lane; between passes only."""
+        lane = self._lanes.get(subscriber.coding)
+        if lane is None:
+            lane = self._lanes[subscriber.coding] = Lane(subscriber.coding)
+        lane.add(subscriber)
+
+    def recede(self, subscriber: Subscriber) -> None:
+        """Take a subscriber out of its lane, to be served by its own position from now on."""
+        if subscriber.group is not None:
+            subscriber.position = self.position_of(subscriber)
+            subscriber.group.discard(subscriber)
+        self.newcomers.discard(subscriber)
+        self.behind.add(subscriber)
+
+    def remove(self, subscriber: Subscriber) -> None:
+        """Forget a subscriber, wherever it is."""
+        if subscriber.group is not None:
+            subscriber.group.discard(subscriber)
+        self.newcomers.discard(subscriber)
+        self.behind.discard(subscriber)
+        if not self.behind:
+            self.replay = self.reset = None
+
+    # -- what is written ----------------------------------------------------------------------
+
+    def wait(self, entries: Sequence[Entry]) -> None:
+        """Keep new entries for the next pass."""
+        self.waiting += entries
+        self.waiting_bytes += sum(map(frame_bytes, entries))
+
+    def take_piece(self) -> list[Entry]:
+        """Return the entries of the next pass: as many as one chunk holds."""
+        end = count_piece(self.waiting)
+        piece = self.waiting[:end]
+        del self.waiting[:end]
+        self.waiting_bytes -= sum(map(frame_bytes, piece))
+        return piece
+
+    def drop_waiting(self) -> None:
+        """Forget what waits: nobody is current, or all are served by position again."""
+        self.waiting.clear()
+        self.waiting_bytes = 0
+        self.passing = None
+
+    def chunk_after(self, position: Position) -> Chunk | None:
+        """Return a subscriber's next chunk, None when it has all that was tailed.
 
         The position was judged Resumable, or lies within the replay that is at hand.
         """
@@ -91,33 +198,23 @@ class Subscription:
         if replay is None or not self.has_replay(position):
             entries = self.mirror.entries_after(self.selection, position, REPLAY_LIMIT_BYTES)
             if not entries:
-                return entries
-            self.replay = replay = Replay(position, entries[-1].id, entries)
-        return replay.after(position)
+                return None
+            self.replay = replay = Replay(position, entries, self.join)
+        return replay.chunk_after(position)
 
     def has_replay(self, position: Position) -> bool:
         """Tell whether the entries after a position are at hand, whatever the rings dropped."""
         return self.replay is not None and self.replay.start <= position < self.replay.end
 
-    def chunks(self, entries: Sequence[Entry]) -> Iterator[Chunk]:
-        """Yield the entries' frames joined into chunks, in order."""
-        frames: list[bytes] = []
-        size = 0
-        end = ORIGIN
-        for entry in entries:
-            if frames and size >= CHUNK_LIMIT_BYTES:
-                yield Chunk(b"".join(frames), end, len(frames))
-                frames, size = [], 0
-            frame = (
-                self._end_of_channel(entry)
-                if entry.event.deletion
-                else entry.frame(self.selection.enveloped)
-            )
-            frames.append(frame)
-            size += len(frame)
-            end = entry.id
-        if frames:
-            yield Chunk(b"".join(frames), end, len(frames))
+    def join(self, entries: Sequence[Entry]) -> Chunk:
+        """Return the entries' frames as one chunk."""
+        enveloped = self.selection.enveloped
+        frames = [
+            self._end_of_channel(entry) if entry.event.deletion else entry.frame(enveloped)
+            for entry in entries
+        ]
+        data = frames[0] if len(frames) == 1 else b"".join(frames)
+        return Chunk(data, entries[-1].id, len(frames))
 
     def _end_of_channel(self, entry: Entry) -> bytes:
         return encode_gap(

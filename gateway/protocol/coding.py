@@ -5,7 +5,7 @@ A coding is added here, as one line of `_COMPRESSORS`; nothing else lists them.
 
 import gzip
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import brotli
 import zstandard
@@ -92,9 +92,26 @@ def negotiate_coding(accept_encoding: str | None) -> str | None:
     """
     # Without the field every coding may be sent; who does not ask gets what all can read.
     weights = {} if accept_encoding is None else _parse_weights(accept_encoding)
+    return _heaviest(CODINGS, weights)
+
+
+def negotiate_stream_coding(accept_encoding: str | None, offered: Sequence[str]) -> str:
+    """Return which of the codings in `offered` a stream is to have; identity unless one is named.
+
+    The highest weight wins, identity's too, then the order of `offered`. No stream is refused
+    for its coding: an EventSource that got a 406 would never come back.
+    """
+    weights = {} if accept_encoding is None else _parse_weights(accept_encoding)
+    # A star may stand for a client that takes no coding, or holds events back until the end.
+    named = [coding for coding in offered if coding in weights]
+    return _heaviest([*named, IDENTITY], weights) or IDENTITY
+
+
+def _heaviest(codings: Iterable[str], weights: Mapping[str, float]) -> str | None:
+    """Return the first coding of the highest weight; None when none is acceptable."""
     best: str | None = None
     best_weight = 0.0
-    for coding in CODINGS:
+    for coding in codings:
         weight = _weight_of(coding, weights)
         if weight > best_weight:
             best, best_weight = coding, weight

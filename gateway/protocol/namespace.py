@@ -17,7 +17,11 @@ class Reducer(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Namespace:
-    """One namespace's rules; sizes in bytes, ages in seconds."""
+    """One namespace's rules; sizes in bytes, ages in seconds.
+
+    `conflate` lets a reader that cannot keep up get the state in place of events;
+    `stream_codings` are the content codings that streams are offered in.
+    """
 
     name: str
     reducer: Reducer = Reducer.LAST
@@ -28,4 +32,6 @@ class Namespace:
     channels_limit: int = 100_000
     state_limit_bytes: int = 1024 * 1024
     keys_limit: int = 10_000
+    conflate: bool = False
+    stream_codings: tuple[str, ...] = ()
     cache: CachePolicy = field(default_factory=lambda: CachePolicy(0, 1, 5, 60))

@@ -124,6 +124,10 @@ class Snapshots:
         for channel in [c for c, kept in self._kept.items() if kept.namespace == name]:
             self._drop(channel)
 
+    def room(self, mirror: Mirrored) -> asyncio.Future[None] | None:
+        """Folding is done at once: the tail never waits for it."""
+        return None
+
     def _drop(self, channel: str) -> None:
         self._size_bytes -= self._kept.pop(channel).counted_bytes
 
@@ -160,6 +164,25 @@ class Snapshots:
                 if doubts == _DOUBTS and tail.mirror.exists(channel):
                     raise StoreUnavailable(f"{channel} keeps ending and beginning") from error
         raise UnknownChannel(channel)
+
+    def peek(self, mirror: Mirrored, channel: str) -> bytes | None:
+        """Return the channel's snapshot, true at what was tailed last; None when it is not here.
+
+        A channel that has ended is shown with an empty state.
+        """
+        kept = self._kept.get(channel)
+        if mirror.exists(channel):
+            if kept is None:
+                return None
+            self._kept.move_to_end(channel)
+            return self._render(mirror, channel, kept, kept.position).body
+        assert mirror.life is not None
+        last = mirror.index[channel].last
+        return Snapshot(channel, last, mirror.life.epoch, {}, 0.0).body
+
+    async def load(self, tail: Following, channel: str) -> None:
+        """Fetch what `peek` needs; raises UnknownChannel, StoreUnavailable."""
+        await self.get(tail, channel)
 
     def _render(
         self, mirror: Mirrored, channel: str, kept: _Kept, at_least: Position | None

@@ -30,6 +30,11 @@ class Snapshot:
         self._making: dict[str, asyncio.Task[bytes]] = {}
 
     @property
+    def body(self) -> bytes:
+        """The document itself, not compressed."""
+        return self._variants[IDENTITY]
+
+    @property
     def size_bytes(self) -> int:
         """Bytes of all variants made so far."""
         return sum(map(len, self._variants.values()))

@@ -39,7 +39,7 @@ class Metrics:
             buckets=_LATENCY_BUCKETS, registry=self._registry,
         )  # fmt: skip
         self.delivery_seconds = Histogram(
-            "sse_gateway_delivery_seconds", "From an event's position to its write.",
+            "sse_gateway_delivery_seconds", "From the oldest event of a chunk to its write.",
             buckets=_LATENCY_BUCKETS, registry=self._registry,
         )  # fmt: skip
 

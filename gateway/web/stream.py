@@ -1,10 +1,11 @@
 """`GET /events`: opens streams on the hub."""
 
 import asyncio
+import logging
 import random
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -13,16 +14,22 @@ from aiohttp.http import StreamWriter
 
 from gateway.hub.hub import Hub
 from gateway.hub.mirror import Mirror
+from gateway.hub.sockets import Sockets
+from gateway.hub.subscriber import Connection, Subscriber
 from gateway.hub.tail import Tail
+from gateway.protocol.coding import negotiate_stream_coding
 from gateway.protocol.errors import GatewayError, InvalidField
 from gateway.protocol.namespace import Reducer
 from gateway.protocol.position import ORIGIN, Position
 from gateway.protocol.selector import Selection, parse_selection
 from gateway.protocol.sse import encode_block, encode_unavailable, jittered_retry_ms
+from gateway.protocol.stream_coding import opening_of
 from gateway.web.event_stream import EventStream, ResponseConnection
 from gateway.web.problem import excerpt, problem
 from gateway.web.request import Names, read_query
+from gateway.web.take_over import HandedOver, can_take_over, take_over
 
+_log = logging.getLogger(__name__)
 _SINCE = re.compile(r"([0-9]{1,9})([smhd])", re.ASCII)
 _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -34,6 +41,7 @@ class StreamOptions:
     subscribers_limit: int = 10_000
     selectors_limit: int = 100
     buffer_limit_bytes: int = 64 * 1024
+    send_buffer_bytes: int = 0
     reach_seconds: float = 2.0
     write_timeout_seconds: float = 30.0
     retry_ms: int = 2000
@@ -50,12 +58,21 @@ class _Start:
 
 
 class Streams:
-    """Handlers of `/events` and `/events/{channel}`."""
+    """Handlers of `/events` and `/events/{channel}`.
+
+    With `sockets` connections are taken over from aiohttp where that can be done.
+    """
 
     def __init__(
-        self, hub: Hub, tails: Mapping[str, Tail], names: Names, options: StreamOptions
+        self,
+        hub: Hub,
+        tails: Mapping[str, Tail],
+        names: Names,
+        sockets: Sockets | None,
+        options: StreamOptions,
     ) -> None:
         self.draining = False
+        self._sockets = sockets
         self._hub = hub
         self._tails = tails
         self._names = names
@@ -150,16 +167,43 @@ class Streams:
     async def _follow(
         self, request: web.Request, tail: Tail, selection: Selection, start: _Start
     ) -> web.StreamResponse:
-        response = EventStream()
+        offered = self._names.namespaces[selection.namespace].stream_codings
+        coding = negotiate_stream_coding(request.headers.get("Accept-Encoding"), offered)
+        response = EventStream(coding, offered=bool(offered))
+
+        def join(connection: Connection) -> Subscriber:
+            return self._hub.join(
+                connection, tail.mirror, selection, _place(start, tail.mirror),
+                since=start.since, malformed=start.malformed, coding=coding,
+            )  # fmt: skip
+
+        if self._sockets is not None and can_take_over(request):
+            try:
+                taken = await take_over(request, response, self._sockets, opening_of(coding))
+            except OSError as error:
+                _log.warning("no stream can be opened: %s", error)
+                return await self._unavailable(request, "overload", start)
+            taken.subscriber = join(taken)
+            return HandedOver()
+        return await self._serve(request, response, opening_of(coding), join)
+
+    async def _serve(
+        self,
+        request: web.Request,
+        response: EventStream,
+        opening: bytes,
+        join: Callable[[Connection], Subscriber],
+    ) -> web.StreamResponse:
+        """Keep a stream on aiohttp's transport until either side ends it."""
         writer = await response.prepare(request)
         transport = request.transport
         if transport is None or not isinstance(writer, StreamWriter):
             return response  # Gone before it began.
-        connection = ResponseConnection(writer, transport, self._options.buffer_limit_bytes)
-        subscriber = self._hub.join(
-            connection, tail.mirror, selection, _place(start, tail.mirror),
-            since=start.since, malformed=start.malformed,
-        )  # fmt: skip
+        options = self._options
+        connection = ResponseConnection(
+            writer, transport, options.buffer_limit_bytes, opening, options.send_buffer_bytes
+        )
+        subscriber = join(connection)
         try:
             await connection.serve(lambda: self._hub.writable(subscriber))
         except ConnectionError:

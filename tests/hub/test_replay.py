@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from gateway.hub.hub import Hub, HubOptions
 from gateway.hub.mirror import Mirror
+from gateway.hub.tail import Tail
 from gateway.protocol.event import Event
 from gateway.protocol.life import Cut, Life
 from gateway.protocol.namespace import Namespace
@@ -22,6 +23,8 @@ WIDE = replace(parse_selection(["x/*"], ()), enveloped=True)
 class Reader:
     """A connection that takes everything, or one chunk at a time."""
 
+    fd = -1
+
     def __init__(self, *, slow: bool = False) -> None:
         self.chunks: list[bytes] = []
         self.slow = slow
@@ -29,6 +32,9 @@ class Reader:
     def write(self, chunk: bytes) -> bool:
         self.chunks.append(chunk)
         return not self.slow
+
+    def keep(self, chunk: bytes, outcome: int) -> None:
+        raise AssertionError("it has no socket")
 
     def close(self) -> None:
         self.chunks.append(b"closed")
@@ -40,6 +46,16 @@ class Reader:
     def ids(self) -> list[str]:
         lines = b"".join(self.chunks).decode().splitlines()
         return [line.removeprefix("id: ") for line in lines if line.startswith("id: ")]
+
+
+class NoStates:
+    """Nobody conflates here."""
+
+    def peek(self, mirror: Mirror, channel: str) -> bytes | None:
+        raise AssertionError(channel)
+
+    async def load(self, tail: Tail, channel: str) -> None:
+        raise AssertionError(channel)
 
 
 class CountingMirror(Mirror):
@@ -79,7 +95,7 @@ def expected() -> list[str]:
 
 
 async def test_a_wide_replay_gives_the_loop_to_others_between_its_turns() -> None:
-    hub, reader, turns = Hub(HubOptions()), Reader(), 0
+    hub, reader, turns = Hub(HubOptions(), NoStates()), Reader(), 0
     subscriber = hub.join(reader, filled(), WIDE, START)
     while subscriber in subscriber.subscription.behind:
         await asyncio.sleep(0)
@@ -90,7 +106,7 @@ async def test_a_wide_replay_gives_the_loop_to_others_between_its_turns() -> Non
 
 
 async def test_a_crowd_at_one_position_shares_one_merging_of_the_rings() -> None:
-    mirror, hub = filled(), Hub(HubOptions())
+    mirror, hub = filled(), Hub(HubOptions(), NoStates())
     readers = [Reader() for _ in range(50)]
     for reader in readers:
         hub.join(reader, mirror, WIDE, START)
@@ -103,7 +119,7 @@ async def test_a_crowd_at_one_position_shares_one_merging_of_the_rings() -> None
 async def test_rings_read_from_the_store_are_merged_as_seldom_as_those_that_were_tailed() -> None:
     merges = []
     for mirror in (filled(), read_from_the_store()):
-        hub, reader = Hub(HubOptions()), Reader()
+        hub, reader = Hub(HubOptions(), NoStates()), Reader()
         hub.join(reader, mirror, WIDE, START)
         while hub.count_lagging():
             await asyncio.sleep(0)
@@ -113,7 +129,7 @@ async def test_rings_read_from_the_store_are_merged_as_seldom_as_those_that_were
 
 
 async def test_a_reader_of_one_chunk_at_a_time_has_all_in_order() -> None:
-    mirror, hub, slow = filled(), Hub(HubOptions()), Reader(slow=True)
+    mirror, hub, slow = filled(), Hub(HubOptions(), NoStates()), Reader(slow=True)
     subscriber = hub.join(slow, mirror, WIDE, START)
     others = [Reader() for _ in range(3)]
     while subscriber in subscriber.subscription.behind:
@@ -126,7 +142,7 @@ async def test_a_reader_of_one_chunk_at_a_time_has_all_in_order() -> None:
 
 async def test_a_position_inside_a_cut_is_a_gap_though_a_replay_reaches_over_it() -> None:
     mirror = filled(Cut(Position(100, 0), Position(200, 0)))
-    hub, before, inside = Hub(HubOptions()), Reader(slow=True), Reader()
+    hub, before, inside = Hub(HubOptions(), NoStates()), Reader(slow=True), Reader()
     hub.writable(hub.join(before, mirror, WIDE, Position(50, 0)))
     hub.join(inside, mirror, WIDE, Position(150, 0))
     assert b"event: gap" in b"".join(inside.chunks)

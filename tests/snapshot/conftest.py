@@ -1,5 +1,5 @@
 """Fixtures of the tests of snapshots: those of the HTTP interface."""
 
-from tests.web.conftest import client, session, start
+from tests.web.conftest import client, session, start, transport
 
-__all__ = ["client", "session", "start"]
+__all__ = ["client", "session", "start", "transport"]

@@ -174,6 +174,12 @@ class RawStream:
         if not await self._receive():
             raise EOFError(f"it ended: {bytes(self._received[-300:])!r}")
 
+    async def read_slowly(self, bytes_a_second: int) -> None:
+        """Read on at a steady pace until cancelled."""
+        while True:
+            await self._receive(bytes_a_second // 20)
+            await asyncio.sleep(1 / 20)
+
     async def read_to_end(self) -> bytes:
         """Read until the other side closes; return everything, the head taken off."""
         async with asyncio.timeout(20):
@@ -185,8 +191,8 @@ class RawStream:
         """Take a small receive buffer off the connection: what follows is read at full speed."""
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
 
-    async def _receive(self) -> bool:
-        more = await asyncio.get_running_loop().sock_recv(self._socket, 1 << 20)
+    async def _receive(self, limit_bytes: int = 1 << 20) -> bool:
+        more = await asyncio.get_running_loop().sock_recv(self._socket, limit_bytes)
         self._received += more
         return bool(more)
 

@@ -26,14 +26,23 @@ async def session() -> AsyncIterator[aiohttp.ClientSession]:
 
 
 @pytest.fixture
-async def start(redis: Valkey, session: aiohttp.ClientSession) -> AsyncIterator[Start]:
+def transport() -> str:
+    """What streams are written to; modules that must hold for each override it."""
+    return "auto"
+
+
+@pytest.fixture
+async def start(
+    redis: Valkey, session: aiohttp.ClientSession, transport: str
+) -> AsyncIterator[Start]:
     """Starts a gateway with the settings given, on the test's own Valkey or another Redis."""
     async with AsyncExitStack() as stack:
 
         async def start(
             settings: dict[str, Any] | None = None, redis_url: str | None = None
         ) -> Client:
-            running = worker(redis_url or redis.url, settings)
+            streams = {"transport": transport, **(settings or {}).get("streams", {})}
+            running = worker(redis_url or redis.url, {**(settings or {}), "streams": streams})
             return Client(session, await stack.enter_async_context(running))
 
         yield start

@@ -11,6 +11,9 @@ import pytest
 from tests.running import Stream, until
 from tests.web.client import Client, RawStream, event, first_id, open_raw
 from tests.web.conftest import Start
+from tests.web.transports import transport
+
+__all__ = ["transport"]
 
 EVENT_BYTES = 16_000
 RECEIVE_BUFFER_BYTES = 4096

@@ -11,6 +11,9 @@ from gateway.protocol.position import Position
 from tests.running import Valkey, until
 from tests.web.client import EVENT_SOURCE, Client, event, first_id, gap_of, open_raw
 from tests.web.conftest import Start
+from tests.web.transports import transport
+
+__all__ = ["transport"]
 
 
 async def test_the_head_forbids_caches_and_proxies_to_touch_a_stream(client: Client) -> None:

@@ -18,6 +18,9 @@ from tests.running import Valkey, Worker, until
 from tests.web.client import EVENT_SOURCE, Answer, Client, event, first_id, open_raw
 from tests.web.conftest import Start
 from tests.web.proxy import redis_proxy
+from tests.web.transports import transport
+
+__all__ = ["transport"]
 
 RETRY_MS = 1000
 EVENT_SOURCE_HEADER = b"Accept: text/event-stream\r\n"

@@ -277,6 +277,8 @@ async def listening(gateway: Gateway) -> AsyncIterator[str]:
         application,
         access_log=None,
         handler_cancellation=True,
+        # The listening socket's options hold for its connections, keep-alive among them.
+        tcp_keepalive=False,
         shutdown_timeout=_DRAIN_SECONDS,
     )
     await runner.setup()

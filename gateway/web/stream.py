@@ -5,9 +5,10 @@ import logging
 import random
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from aiohttp import web
 from aiohttp.http import StreamWriter
@@ -27,10 +28,11 @@ from gateway.protocol.stream_coding import opening_of
 from gateway.web.event_stream import EventStream, ResponseConnection
 from gateway.web.problem import excerpt, problem
 from gateway.web.request import Names, read_query
-from gateway.web.take_over import HandedOver, can_take_over, take_over
+from gateway.web.take_over import HandedOver, Heads, can_take_over
 
 _log = logging.getLogger(__name__)
 _SINCE = re.compile(r"([0-9]{1,9})([smhd])", re.ASCII)
+_PATHS_KEPT = 4096
 _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -73,6 +75,9 @@ class Streams:
     ) -> None:
         self.draining = False
         self._sockets = sockets
+        self._heads = Heads()
+        # Most streams are of few channels, by their paths.
+        self._select_path = lru_cache(_PATHS_KEPT)(lambda path: self._select([path], bare=True))
         self._hub = hub
         self._tails = tails
         self._names = names
@@ -81,15 +86,17 @@ class Streams:
     async def get(self, request: web.Request) -> web.StreamResponse:
         """Follow channels from a position on, until either side ends it."""
         selection, start = self._read(request)
+        offered = self._names.namespaces[selection.namespace].stream_codings
+        coding = negotiate_stream_coding(request.headers.get("Accept-Encoding"), offered)
         if request.method == "HEAD":
-            response = EventStream()
+            response = EventStream(coding, offered=bool(offered))
             await response.prepare(request)
             return response
         tail = self._tails[selection.namespace]
         reason = await self._not_ready(tail, start)
         if reason:
             return await self._unavailable(request, reason, start)
-        return await self._follow(request, tail, selection, start)
+        return await self._follow(request, tail, selection, start, coding)
 
     async def post(self, request: web.Request) -> web.StreamResponse:
         """Refuse: publishing has its own path."""
@@ -103,23 +110,24 @@ class Streams:
 
     def _read(self, request: web.Request) -> tuple[Selection, _Start]:
         channel = request.match_info.get("channel")
-        if channel is None:
-            selectors = request.query.getall("channel", [])
-            query = read_query(request, "last_event_id", "since", repeated=("channel",))
-        else:
-            selectors = [channel]
+        if channel is not None:
             query = read_query(request, "last_event_id", "since")
+            return self._select_path(channel), _read_start(request, query)
+        selectors = request.query.getall("channel", [])
+        query = read_query(request, "last_event_id", "since", repeated=("channel",))
         if len(selectors) > self._options.selectors_limit:
             rule = f"at most {self._options.selectors_limit} channels a stream"
             raise InvalidField("channel", len(selectors), rule)
+        return self._select(selectors, bare=False), _read_start(request, query)
+
+    def _select(self, selectors: Sequence[str], *, bare: bool) -> Selection:
         selection = parse_selection(
             selectors, self._names.namespaces, limit_bytes=self._names.limit_bytes
         )
         namespace = self._names.open(selection.namespace)
         # Only the path of one exact channel says of itself which channel data belongs to.
-        bare = channel is not None and selection.single is not None
-        keyed = namespace.reducer is Reducer.KEYED
-        return replace(selection, enveloped=keyed or not bare), _read_start(request, query)
+        bare = bare and selection.single is not None and namespace.reducer is not Reducer.KEYED
+        return replace(selection, enveloped=not bare)
 
     async def _not_ready(self, tail: Tail, start: _Start) -> str:
         """Return why a stream cannot be served just now, or nothing."""
@@ -165,11 +173,10 @@ class Streams:
         return response
 
     async def _follow(
-        self, request: web.Request, tail: Tail, selection: Selection, start: _Start
+        self, request: web.Request, tail: Tail, selection: Selection, start: _Start, coding: str
     ) -> web.StreamResponse:
-        offered = self._names.namespaces[selection.namespace].stream_codings
-        coding = negotiate_stream_coding(request.headers.get("Accept-Encoding"), offered)
-        response = EventStream(coding, offered=bool(offered))
+        opening = opening_of(coding)
+        offered = bool(tail.mirror.namespace.stream_codings)
 
         def join(connection: Connection) -> Subscriber:
             return self._hub.join(
@@ -177,15 +184,18 @@ class Streams:
                 since=start.since, malformed=start.malformed, coding=coding,
             )  # fmt: skip
 
-        if self._sockets is not None and can_take_over(request):
+        transport = request.transport
+        if self._sockets is not None and transport is not None and can_take_over(request):
+            head = await self._heads.get(request, coding, offered=offered)
             try:
-                taken = await take_over(request, response, self._sockets, opening_of(coding))
+                taken = self._sockets.take(transport.get_extra_info("socket"), head + opening)
             except OSError as error:
                 _log.warning("no stream can be opened: %s", error)
                 return await self._unavailable(request, "overload", start)
             taken.subscriber = join(taken)
             return HandedOver()
-        return await self._serve(request, response, opening_of(coding), join)
+        response = EventStream(coding, offered=offered)
+        return await self._serve(request, response, opening, join)
 
     async def _serve(
         self,

@@ -1,17 +1,19 @@
 """Taking a stream's socket over from aiohttp, so that request, task and transport can go."""
 
-import asyncio
 import time
 from email.utils import formatdate
 from functools import lru_cache
 
 from aiohttp import web
 
-from gateway.hub.sockets import SocketConnection, Sockets
+from gateway.web.event_stream import EventStream
 
 
 class HandedOver(web.StreamResponse):
-    """What aiohttp is given instead of an answer: it writes nothing and closes its own side."""
+    """What aiohttp is given instead of an answer: it writes nothing and closes its own side.
+
+    A handler returns it at once after `Sockets.take` has duplicated the request's socket.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,7 +34,7 @@ def can_take_over(request: web.Request) -> bool:
     """
     transport = request.transport
     return (
-        isinstance(transport, asyncio.WriteTransport)
+        transport is not None
         and not transport.is_closing()
         and transport.get_extra_info("socket") is not None
         and transport.get_extra_info("sslcontext") is None
@@ -41,29 +43,27 @@ def can_take_over(request: web.Request) -> bool:
     )
 
 
-async def take_over(
-    request: web.Request, response: web.StreamResponse, sockets: Sockets, opening: bytes
-) -> SocketConnection:
-    """Return a connection that writes the response's head and `opening` before all else.
+class Heads:
+    """Heads of streams, as bytes. All streams of one content coding have the same, but its date."""
 
-    The response itself is not to be prepared; the handler returns HandedOver at once.
-    Raises OSError when no file descriptor is left.
-    """
-    assert request.transport is not None
-    for application in request.match_info.apps:
-        await application.on_response_prepare.send(request, response)
-    head = _encode_head(response)
-    return sockets.take(request.transport.get_extra_info("socket"), head + opening)
+    def __init__(self) -> None:
+        self._fields: dict[tuple[str, bool], bytes] = {}
 
-
-def _encode_head(response: web.StreamResponse) -> bytes:
-    # Neither a length nor chunks: the body ends with the connection. RFC 9112 6.3.
-    response.headers["Connection"] = "close"
-    fields = "".join(f"{name}: {value}\r\n" for name, value in response.headers.items())
-    date = _http_date(int(time.time()))
-    return f"HTTP/1.1 {response.status} {response.reason}\r\n{fields}Date: {date}\r\n\r\n".encode()
+    async def get(self, request: web.Request, coding: str, *, offered: bool) -> bytes:
+        """Return the head that aiohttp would send, for a body that ends with its connection."""
+        fields = self._fields.get((coding, offered))
+        if fields is None:
+            response = EventStream(coding, offered=offered)
+            for application in request.match_info.apps:
+                await application.on_response_prepare.send(request, response)
+            # Neither a length nor chunks: RFC 9112 6.3.
+            response.headers["Connection"] = "close"
+            lines = "".join(f"{name}: {value}\r\n" for name, value in response.headers.items())
+            fields = f"HTTP/1.1 200 OK\r\n{lines}".encode()
+            self._fields[coding, offered] = fields
+        return fields + _date_line(int(time.time()))
 
 
 @lru_cache(maxsize=1)
-def _http_date(second: int) -> str:
-    return formatdate(second, usegmt=True)
+def _date_line(second: int) -> bytes:
+    return f"Date: {formatdate(second, usegmt=True)}\r\n\r\n".encode()

@@ -163,7 +163,7 @@ def build_gateway(settings: Settings, redis_url: str) -> Gateway:
                 reach_seconds=settings.snapshots.wait_seconds,
             ),
         ),
-        publish=PublishHandler(publisher, names, _publish_limits(settings)),
+        publish=PublishHandler(publisher, tails, names, _publish_limits(settings)),
         channels=ChannelsHandler(store, hub, tails, names),
         health=HealthHandler(tails, metrics.exposition),
         console=ConsoleHandler(),

@@ -91,6 +91,7 @@ class Mirror:
     def take(self, events: Iterable[Event]) -> list[Entry]:
         """Take in the namespace's next events and return their entries, frames not yet made."""
         entries = []
+        latest: dict[str, Event] = {}  # Each channel's last event, in the order of these.
         for event in events:
             channel = event.channel
             ring = self._rings.get(channel)
@@ -101,13 +102,17 @@ class Mirror:
             before = ring.size_bytes
             entries.append(ring.append(event))
             self.size_bytes += ring.size_bytes - before
+            latest.pop(channel, None)
+            latest[channel] = event
+        for channel, event in latest.items():
             known = self.index.pop(channel, None)
             if known is None:
                 insort(self.names, channel)
             if known is None or known.last < event.id:
                 known = IndexEntry(event.id, event.deletion)
             self.index[channel] = known
-            self.tailed = self.head = event.id
+        if entries:
+            self.tailed = self.head = entries[-1].id
         self.clock = max(self.clock, self.tailed)
         self._evict()
         return entries

@@ -29,6 +29,9 @@ class Listener(Protocol):
     def restart(self, mirror: Mirror, before: Position) -> None:
         """The mirror has just begun anew; it had tailed up to `before`."""
 
+    def room(self, mirror: Mirror) -> asyncio.Future[None] | None:
+        """Return what is done once the listener can take more; None when it can now."""
+
 
 class Tail:
     """One reader of one namespace's bus.
@@ -93,6 +96,10 @@ class Tail:
         self._announce()
 
     async def _step(self) -> None:
+        for listener in self._listeners:
+            room = listener.room(self.mirror)
+            if room is not None:
+                await asyncio.wait([room])
         entries = await self._store.read_bus(self._name, self.mirror.tailed, _COUNT, self._block_ms)
         if not entries:
             await self._meet()  # A flushed store is silent: only its meta tells.
@@ -128,6 +135,11 @@ class Tail:
     async def changed(self) -> None:
         """Wait until the tail has taken in something more."""
         await self._moved.wait()
+
+    async def reached(self, position: Position) -> None:
+        """Wait until an event that the store has given `position` was tailed."""
+        while self.mirror.tailed < position:
+            await self.changed()
 
     async def reach(self, position: Position, timeout_seconds: float) -> bool:
         """Wait until everything up to `position` has been tailed.

@@ -1,12 +1,17 @@
 """Publish requests as bytes: one event, or a batch of lines; every line is checked."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 
 from gateway.protocol.channel import CHANNEL_LIMIT_BYTES, check_channel, namespace_of
 from gateway.protocol.errors import InvalidBatch, InvalidField, TooLarge
 from gateway.protocol.event import NewEvent, check_token, check_type
-from gateway.protocol.json_value import dump_json, parse_json
+from gateway.protocol.json_value import (
+    dump_json,
+    has_long_digits,
+    parse_json,
+    parse_plain_json,
+)
 from gateway.protocol.namespace import Namespace
 from gateway.protocol.state import check_foldable
 
@@ -86,17 +91,23 @@ def parse_batch(
     lines: list[int] = []
     errors: list[InvalidField] = []
     namespace: str | None = None
+    # What holds for many lines is looked at once: digits of the whole, and each channel's name.
+    parse = parse_json if has_long_digits(body) else parse_plain_json
+    channels: set[str] = set()
     for number, raw in enumerate(body.split(b"\n"), 1):
         if not raw.strip():
             continue
         try:
-            event = _parse_line(raw, limits)
-            own = namespace_of(event.channel, namespaces)
-            namespace = namespace or own
-            if own != namespace:
-                rule = f"is in namespace {own}, the batch in {namespace}: one namespace a batch"
-                raise InvalidField("channel", event.channel, rule)
-            check_foldable(event, namespaces[own].reducer)
+            event = _parse_line(raw, parse, channels, limits)
+            if event.channel not in channels:
+                own = namespace_of(event.channel, namespaces)
+                namespace = namespace or own
+                if own != namespace:
+                    rule = f"is in namespace {own}, the batch in {namespace}: one namespace a batch"
+                    raise InvalidField("channel", event.channel, rule)
+                reducer = namespaces[own].reducer
+                channels.add(event.channel)
+            check_foldable(event, reducer)
             events.append(event)
             lines.append(number)
         except InvalidField as error:
@@ -114,36 +125,48 @@ def parse_batch(
     return namespace, events, lines
 
 
-def _parse_line(raw: bytes, limits: PublishLimits) -> NewEvent:
-    line = parse_json(raw, "line")
+def _parse_line(
+    raw: bytes,
+    parse: Callable[[bytes, str], object],
+    channels: Container[str],
+    limits: PublishLimits,
+) -> NewEvent:
+    """Return the event that a line spells; `channels` are names that need no other look."""
+    line = parse(raw, "line")
     if not isinstance(line, dict):
         raise InvalidField("line", _excerpt(raw), 'must be an object {"channel", "data", …}')
+    channel, type = line.get("channel"), line.get("type", "")
+    key, idempotency_key = line.get("key", ""), line.get("idempotency_key", "")
+    if not (
+        line.keys() <= _FIELDS
+        and "data" in line
+        and isinstance(channel, str)
+        and isinstance(type, str)
+        and isinstance(key, str)
+        and isinstance(idempotency_key, str)
+    ):
+        raise _malformed(line)
+    if channel not in channels:
+        check_channel(channel, limit_bytes=limits.channel_bytes)
+    if type or key or idempotency_key:
+        _check_names(type, key, idempotency_key, limits)
+    value = line["data"]
+    is_json = not isinstance(value, str)
+    data = dump_json(value) if is_json else value.encode()
+    _check_size(data, limits)
+    return NewEvent(channel, data, is_json, type, key, idempotency_key)
+
+
+def _malformed(line: dict[str, object]) -> InvalidField:
+    """Return what is wrong with the fields of a line, the first of it."""
     for name in line:
         if name not in _FIELDS:
-            raise InvalidField(
-                name[:100], None, f"is unknown; a line has {', '.join(sorted(_FIELDS))}"
-            )
-    texts = {}
+            rule = f"is unknown; a line has {', '.join(sorted(_FIELDS))}"
+            return InvalidField(name[:100], None, rule)
     for name in ("channel", "type", "key", "idempotency_key"):
-        value = line.get(name, "")
-        if not isinstance(value, str):
-            raise InvalidField(name, value, "must be a string")
-        texts[name] = value
-    if "channel" not in line:
-        raise InvalidField("channel", None, "is needed")
-    if "data" not in line:
-        raise InvalidField("data", None, "is needed")
-    check_channel(texts["channel"], limit_bytes=limits.channel_bytes)
-    _check_names(texts["type"], texts["key"], texts["idempotency_key"], limits)
-    data, is_json = _line_data(line["data"])
-    _check_size(data, limits)
-    return NewEvent(
-        texts["channel"], data, is_json, texts["type"], texts["key"], texts["idempotency_key"]
-    )
-
-
-def _line_data(value: object) -> tuple[bytes, bool]:
-    return (value.encode(), False) if isinstance(value, str) else (dump_json(value), True)
+        if not isinstance(line.get(name, ""), str):
+            return InvalidField(name, line[name], "must be a string")
+    return InvalidField("data" if "channel" in line else "channel", None, "is needed")
 
 
 def _check_names(type: str, key: str, idempotency_key: str, limits: PublishLimits) -> None:

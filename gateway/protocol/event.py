@@ -1,7 +1,7 @@
 """Events: what is published, and what it becomes once it has a position."""
 
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from gateway.protocol.errors import InvalidField, LimitExceeded
 from gateway.protocol.position import Position
@@ -12,8 +12,8 @@ RESERVED_TYPES = frozenset({"gap", "unavailable", "reset", "end"})
 """Types of the gateway's own events: a reader could not tell a publisher's from them."""
 
 
-@dataclass(frozen=True, slots=True)
-class NewEvent:
+# Both are made for every event: as named tuples in a third of the time of frozen dataclasses.
+class NewEvent(NamedTuple):
     """An event on its way in. `data` is UTF-8; `json` says that it is one JSON text."""
 
     channel: str
@@ -24,8 +24,7 @@ class NewEvent:
     idempotency_key: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """One stored event.
 
     `prev` is the position of the channel's event before it (`0-0` for the first).

@@ -32,14 +32,27 @@ def parse_json(data: bytes, field: str = "data") -> object:
     double's range, an integer of more than INTEGER_LIMIT_DIGITS, a lone surrogate, or more than
     DEPTH_LIMIT levels.
     """
+    if not has_long_digits(data):
+        return parse_plain_json(data, field)
     try:
-        if _LONG_RUN not in data.translate(_DIGITS_AS_ZERO):
-            return _check_depth(orjson.loads(data), data, field)
         # orjson judges grammar and depth, on a text of shorter numbers, as it calls an integer
         # above 1e308 infinite; the standard library, more lenient, then reads the true one.
         _check_depth(orjson.loads(_LONG_DIGITS.sub(rb"\1", data)), data, field)
         return json.loads(data.decode(), parse_float=_finite, parse_int=_exact)
     except (ValueError, RecursionError) as error:
+        raise InvalidField(field, _excerpt(data), f"must be JSON: {error}") from None
+
+
+def has_long_digits(data: bytes) -> bool:
+    """Tell whether `data` has digits that orjson may not read exactly: 19 or more in a row."""
+    return _LONG_RUN in data.translate(_DIGITS_AS_ZERO)
+
+
+def parse_plain_json(data: bytes, field: str = "data") -> object:
+    """Return the value of a JSON text without long digits; otherwise as parse_json."""
+    try:
+        return _check_depth(orjson.loads(data), data, field)
+    except ValueError as error:
         raise InvalidField(field, _excerpt(data), f"must be JSON: {error}") from None
 
 
@@ -74,8 +87,12 @@ def _with_exact_integers(value: object) -> object:
 
 def _check_depth(value: object, data: bytes, field: str) -> object:
     """Return `value` when it has at most DEPTH_LIMIT levels; raises InvalidField."""
-    # So few brackets cannot nest deeper, and most events have few.
-    if data.count(b"[") + data.count(b"{") > DEPTH_LIMIT and _is_deeper(value, DEPTH_LIMIT):
+    # Neither so short a text nor so few brackets can nest deeper: most events need no look inside.
+    if (
+        len(data) > 2 * DEPTH_LIMIT
+        and data.count(b"[") + data.count(b"{") > DEPTH_LIMIT
+        and _is_deeper(value, DEPTH_LIMIT)
+    ):
         raise InvalidField(field, _excerpt(data), f"must nest at most {DEPTH_LIMIT} levels")
     return value
 

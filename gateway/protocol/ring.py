@@ -136,10 +136,11 @@ class Ring:
         self.complete = True
 
     def _trim(self) -> None:
-        while len(self) > 1 and (
-            len(self) > self._limit_events
-            or self.size_bytes > 2 * self._limit_bytes + len(self) * _OVERHEAD_BYTES
-            or self._ids[self._dead].ms < self.last.ms - self._age_ms
+        kept, oldest_ms = len(self), self.last.ms - self._age_ms
+        while kept > 1 and (
+            kept > self._limit_events
+            or self.size_bytes > 2 * self._limit_bytes + kept * _OVERHEAD_BYTES
+            or self._ids[self._dead].ms < oldest_ms
         ):
             dropped = self._entries[self._dead]
             self.resumable_from = dropped.id
@@ -148,7 +149,8 @@ class Ring:
             self.size_bytes -= dropped.size_bytes
             self._entries[self._dead] = _DROPPED
             self._dead += 1
-        if self._dead > max(_DEAD_LIMIT, len(self)):
+            kept -= 1
+        if self._dead > _DEAD_LIMIT and self._dead > kept:
             del self._entries[: self._dead]
             del self._ids[: self._dead]
             self._dead = 0

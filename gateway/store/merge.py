@@ -1,8 +1,6 @@
-"""Merged states: fold publishes in Python, store them by compare-and-set, many at a time."""
+"""Merged states: fold publishes in Python, store them by compare-and-set, a lane's at a time."""
 
-import asyncio
-from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from gateway.protocol.errors import (
@@ -11,34 +9,18 @@ from gateway.protocol.errors import (
     InvalidField,
     LimitExceeded,
     MergeContention,
-    OutcomeUnknown,
     PositionMismatch,
     StoreRefused,
-    StoreUnavailable,
 )
 from gateway.protocol.event import NewEvent
 from gateway.protocol.json_value import dump_json, parse_json
 from gateway.protocol.position import Position
 from gateway.protocol.state import merge_patch
+from gateway.store.lane import Job, Lane
 from gateway.store.redis import PublishCall, RedisStore, StateMoved, Stored
 from gateway.store.scripts import ChannelContents, digest_event, last_of, parse_position
 
 _ATTEMPTS = 100  # Every failed one means that another worker's publish succeeded meanwhile.
-_GROUP_EVENTS = 10_000
-_GROUP_BYTES = 8 * 1024 * 1024
-_WAITING_CALLS = 10_000
-_WAITING_BYTES = 8 * _GROUP_BYTES  # A batch may be as large as a group.
-_EVENT_BYTES = 500  # What an event takes beside its data.
-_CONCERNS_ALL = (StoreUnavailable, StoreRefused, MergeContention)
-
-
-@dataclass(slots=True, eq=False)
-class _Job:
-    """One caller's publish, waiting for its turn or its answer."""
-
-    call: PublishCall
-    size_bytes: int
-    answer: asyncio.Future[list[Stored]]
 
 
 @dataclass(slots=True)
@@ -58,115 +40,28 @@ class _Group:
     touched: dict[str, int] = field(default_factory=dict)
 
 
-class MergeLane:
-    """Publishes of one merged namespace on this worker.
+class MergeLane(Lane):
+    """A lane of a merged namespace: a round reads the states, folds, and stores what came of it.
 
-    Whoever comes while a round is under way waits, and the next round stores all of them with
-    one call: the lane needs two round trips a round, however many callers there are.
+    It needs two round trips.
     """
 
     def __init__(self, store: RedisStore, namespace: str) -> None:
-        self._store = store
-        self._namespace = namespace
+        super().__init__(store, namespace)
         self._limit_bytes = store.namespaces[namespace].state_limit_bytes
-        self._waiting: deque[_Job] = deque()
-        self._waiting_bytes = 0
-        # Ends when nobody waits. A caller that leaves must not interrupt what it shares.
-        self._work: asyncio.Task[None] | None = None
 
-    @property
-    def waiting(self) -> int:
-        """How many calls wait for a round to begin."""
-        return len(self._waiting)
-
-    async def publish(self, call: PublishCall) -> list[Stored]:
-        """Store one call's events; as RedisStore.publish.
-
-        Raises MergeContention, too, when other workers win or too much waits already.
-        """
-        size_bytes = sum(len(event.data) + _EVENT_BYTES for event in call.events)
-        full = self._waiting_bytes + size_bytes > _WAITING_BYTES
-        if len(self._waiting) >= _WAITING_CALLS or (self._waiting and full):
-            raise MergeContention(
-                f"namespace {self._namespace}: {len(self._waiting)} publishes of "
-                f"{self._waiting_bytes} bytes are waiting already"
-            )
-        job = _Job(call, size_bytes, asyncio.get_running_loop().create_future())
-        self._waiting.append(job)
-        self._waiting_bytes += size_bytes
-        if self._work is None:
-            self._work = asyncio.create_task(self._rounds())
-        return await job.answer
-
-    async def _rounds(self) -> None:
-        try:
-            while self._waiting:
-                await self._round(self._next_jobs())
-        finally:
-            self._work = None
-            self._fail(self._waiting, OutcomeUnknown("the publish was interrupted"))
-            self._waiting.clear()
-            self._waiting_bytes = 0
-
-    async def _round(self, jobs: list[_Job]) -> None:
-        try:
-            for _ in range(_ATTEMPTS):
-                jobs = [job for job in jobs if not job.answer.done()]
-                try:
-                    await self._store_jobs(jobs)
-                    return
-                except StateMoved:
-                    continue
-            raise MergeContention(f"namespace {self._namespace}: other workers kept changing it")
-        except GatewayError as error:
-            left = [job for job in jobs if not job.answer.done()]
-            if len(left) < 2 or isinstance(error, _CONCERNS_ALL):
-                self._fail(left, error)
+    async def _store_jobs(self, jobs: list[Job]) -> None:
+        for _ in range(_ATTEMPTS):
+            jobs = [job for job in jobs if not job.answer.done()]
+            try:
+                if jobs:
+                    await self._try(jobs)
                 return
-            # One of them was refused, and nothing is stored: each for itself.
-            for job in left:
-                await self._round([job])
-        except BaseException:
-            self._fail(jobs, OutcomeUnknown("the publish was interrupted"))
-            raise
+            except StateMoved:
+                continue
+        raise MergeContention(f"namespace {self._namespace}: other workers kept changing it")
 
-    @staticmethod
-    def _fail(jobs: Iterable[_Job], error: GatewayError) -> None:
-        for job in jobs:
-            if not job.answer.done():
-                job.answer.set_exception(error)
-
-    def _next_jobs(self) -> list[_Job]:
-        """Take waiting jobs that can be stored by one call."""
-        jobs: list[_Job] = []
-        tokens: set[str] = set()
-        channels: set[str] = set()
-        publishers: set[str] = set()
-        events = size = 0
-        while self._waiting:
-            call = self._waiting[0].call
-            bytes_of_call = sum(len(event.data) for event in call.events)
-            mine = {event.idempotency_key for event in call.events if event.idempotency_key}
-            named = {event.channel for event in call.events}
-            # A repeated token, or If-Match on a channel that the round changes, must see the
-            # outcome of what came before it.
-            waits = bool(mine & tokens) or bool(call.if_match and named & channels)
-            other = bool(publishers) and call.publisher not in publishers
-            full = events + len(call.events) > _GROUP_EVENTS or size + bytes_of_call > _GROUP_BYTES
-            if jobs and (waits or other or full):
-                break
-            jobs.append(self._waiting.popleft())
-            self._waiting_bytes -= jobs[-1].size_bytes
-            tokens |= mine
-            channels |= named
-            publishers.add(call.publisher)
-            events += len(call.events)
-            size += bytes_of_call
-        return jobs
-
-    async def _store_jobs(self, jobs: list[_Job]) -> None:
-        if not jobs:
-            return
+    async def _try(self, jobs: list[Job]) -> None:
         events = [event for job in jobs for event in job.call.events]
         channels = list({event.channel: None for event in events})
         tokens = list({e.idempotency_key: None for e in events if e.idempotency_key})
@@ -175,7 +70,7 @@ class MergeLane:
             self._namespace, channels, "state", tokens, publisher
         )
         group = _open_group(channels, contents, tokens, values)
-        answers: list[tuple[_Job, list[Stored | int]]] = []
+        answers: list[tuple[Job, list[Stored | int]]] = []
         for job in jobs:
             try:
                 answers.append((job, self._fold(job, group)))
@@ -207,7 +102,7 @@ class MergeLane:
                 error.line = group.lines[error.line - 1]
             raise
 
-    def _fold(self, job: _Job, group: _Group) -> list[Stored | int]:
+    def _fold(self, job: Job, group: _Group) -> list[Stored | int]:
         """Fold a job into the group, or raise before anything of it is folded.
 
         Returns, per event, where it stood before or its number among the group's events.

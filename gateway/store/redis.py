@@ -105,6 +105,7 @@ class RedisStore:
     ) -> None:
         self.namespaces = namespaces
         self.limits = limits
+        self.published = 0
         self._commands = Commands(
             server,
             namespaces,
@@ -243,36 +244,34 @@ class RedisStore:
         call's events from 1) or StateMoved; nothing is stored then. Never retries by itself.
         """
         rules, keys = self.namespaces[namespace], self._keys[namespace]
-        channels = {event.channel: None for event in call.events}
-        number = {channel: at for at, channel in enumerate(channels, 1)}
-        idempotency: dict[str, int] = {}
-        rows: list[tuple[object, ...]] = []
-        for event in call.events:
-            token = event.idempotency_key
-            idem = idempotency.setdefault(token, len(idempotency) + 1) if token else 0
-            digest = digest_event(event) if token else ""
-            kind = JSON if event.json else TEXT
-            rows.append(
-                (number[event.channel], event.type, event.key, kind, event.data, idem, digest)
-            )
-        heads = [
-            (channel, call.if_match, *self._folded(call.states.get(channel)))
-            for channel in channels
-        ]
-        names = keys.of_channels(list(channels))
-        names += [keys.idempotency(call.publisher, key) for key in idempotency]
-        arguments = [
+        channels = list(dict.fromkeys([event.channel for event in call.events]))
+        arguments: list[Any] = [
             rules.ring_limit_events, rules.ring_limit_bytes, rules.ring_age_seconds * 1000,
             self.limits.bus_events, self.limits.bus_bytes, rules.channels_limit,
             rules.keys_limit, rules.state_limit_bytes, self.limits.idempotency_ms,
-            len(channels), len(rows), *chain.from_iterable(heads), *chain.from_iterable(rows),
+            len(channels), len(call.events),
         ]  # fmt: skip
+        for channel in channels:
+            arguments += (channel, call.if_match, *self._folded(call.states.get(channel)))
+        number = {channel: b"%d" % at for at, channel in enumerate(channels, 1)}
+        idempotency: dict[str, int] = {}
+        for event in call.events:
+            channel, data, is_json, type, key, token = event
+            idem, digest = b"0", ""
+            if token:
+                idem = b"%d" % idempotency.setdefault(token, len(idempotency) + 1)
+                digest = digest_event(event)
+            kind = JSON if is_json else TEXT
+            arguments += (number[channel], type, key, kind, data, idem, digest)
+        names = keys.of_channels(channels)
+        names += [keys.idempotency(call.publisher, token) for token in idempotency]
         _, outcome, *rest = await self._commands.run(
             namespace, PUBLISH, names, arguments, writes=True
         )
         if outcome != b"ok":
             raise _refusal(outcome, int(rest[0]), rest[1], call, rules)
         replayed = set(rest[1])
+        self.published += len(call.events) - len(replayed)
         return [
             Stored(parse_position(position), at in replayed)
             for at, position in enumerate(rest[0], 1)

@@ -1,52 +1,36 @@
 """`POST /publish`: one event or a batch, through the one door."""
 
-import asyncio
-from collections.abc import Coroutine, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
 
 import orjson
 from aiohttp import web
 
+from gateway.hub.pace import Pace
+from gateway.hub.tail import Tail
 from gateway.protocol.batch import PublishLimits, parse_batch, parse_event
 from gateway.protocol.cache_control import NO_STORE
 from gateway.protocol.errors import GatewayError, IdempotencyConflict, InvalidBatch, InvalidField
 from gateway.protocol.etag import AnyTag, parse_entity_tags
+from gateway.protocol.event import NewEvent
 from gateway.protocol.position import Position
 from gateway.store.publisher import Publisher
+from gateway.store.redis import Stored
 from gateway.web.problem import problem_of
 from gateway.web.request import Names, read_body, read_query
 
-_T = TypeVar("_T")
 _BATCH_TYPES = ("application/x-ndjson", "application/ndjson", "application/jsonl")
-
-
-class Unbroken:
-    """Runs what must not be left half done when its caller goes away."""
-
-    def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[Any]] = set()
-
-    async def run(self, work: Coroutine[Any, Any, _T]) -> _T:
-        """Return the work's result; a cancelled caller leaves it running to its end."""
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-        return await asyncio.shield(task)
-
-    def _done(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled():
-            task.exception()  # Seen by the caller, if it is still there.
 
 
 class PublishHandler:
     """Handlers of `/publish`, `/publish/{channel}` and `DELETE /channels/{channel}`."""
 
-    def __init__(self, publisher: Publisher, names: Names, limits: PublishLimits) -> None:
+    def __init__(
+        self, publisher: Publisher, tails: Mapping[str, Tail], names: Names, limits: PublishLimits
+    ) -> None:
+        self._paces = {name: Pace(tail) for name, tail in tails.items()}
         self._publisher = publisher
         self._names = names
         self._limits = limits
-        self._unbroken = Unbroken()
 
     async def post_one(self, request: web.Request) -> web.StreamResponse:
         """Publish the body as one event of the path's channel."""
@@ -60,8 +44,7 @@ class PublishHandler:
                 channel, body, request.headers.get("Content-Type", ""), self._limits,
                 type=query.get("type", ""), key=query.get("key", ""), idempotency_key=token,
             )  # fmt: skip
-            work = self._publisher.publish(namespace.name, [event], if_match)
-            stored = (await self._unbroken.run(work))[0]
+            stored = (await self._publisher.publish(namespace.name, [event], if_match))[0]
         except IdempotencyConflict as error:
             error.line = None
             return problem_of(error)
@@ -88,7 +71,10 @@ class PublishHandler:
         try:
             name, events, lines = parse_batch(body, self._names.namespaces, self._limits)
             self._names.open(name)
-            stored = await self._unbroken.run(self._publisher.publish(name, events))
+            weight = max(
+                len(events) / self._limits.batch_events, len(body) / self._limits.batch_bytes
+            )
+            stored = await self._store_batch(name, events, weight)
         except (InvalidField, InvalidBatch, IdempotencyConflict) as error:
             return problem_of(_at_line(error, lines), invalid=422)
         document: dict[str, object] = {
@@ -100,12 +86,21 @@ class PublishHandler:
             document["replayed"] = replayed
         return _json(document, {"Cache-Control": NO_STORE})
 
+    async def _store_batch(
+        self, name: str, events: Sequence[NewEvent], weight: float
+    ) -> list[Stored]:
+        pace = self._paces[name]
+        async with pace.turn(weight):
+            stored = await self._publisher.publish(name, events)
+            await pace.keep(max(one.position for one in stored), weight)
+        return stored
+
     async def delete(self, request: web.Request) -> web.StreamResponse:
         """End the path's channel: its events and its state go."""
         read_query(request)
         channel, namespace = self._names.channel(request)
-        work = self._publisher.delete(namespace.name, channel, read_if_match(request))
-        position: Position = await self._unbroken.run(work)
+        if_match = read_if_match(request)
+        position = await self._publisher.delete(namespace.name, channel, if_match)
         return _json({"channel": channel, "id": str(position)}, {"Cache-Control": NO_STORE})
 
 

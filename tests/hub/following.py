@@ -30,6 +30,9 @@ class Heard:
     def restart(self, mirror: Mirror, before: Position) -> None:
         self.restarts.append(before)
 
+    def room(self, mirror: Mirror) -> asyncio.Future[None] | None:
+        return None
+
     @property
     def ids(self) -> list[Position]:
         return [event.id for event in self.events]

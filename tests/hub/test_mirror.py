@@ -23,7 +23,7 @@ def at(ms: int) -> Position:
 
 
 def event(ms: int, prev: int, channel: str = "a", **more: object) -> Event:
-    return replace(Event(at(ms), at(prev), channel, b"1", json=True), **more)  # type: ignore[arg-type]
+    return Event(at(ms), at(prev), channel, b"1", json=True)._replace(**more)  # type: ignore[arg-type]
 
 
 def mirror(

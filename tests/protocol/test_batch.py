@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from gateway.protocol.batch import PublishLimits, parse_batch, parse_event
 from gateway.protocol.errors import InvalidBatch, InvalidField, LimitExceeded, TooLarge
-from gateway.protocol.event import NewEvent
+from gateway.protocol.event import RESERVED_TYPES, NewEvent
 from gateway.protocol.namespace import Namespace, Reducer
 
 LIMITS = PublishLimits()
@@ -222,12 +222,33 @@ def test_the_events_and_bytes_of_a_batch_are_bounded() -> None:
         parse_batch(body, NAMESPACES, replace(LIMITS, batch_bytes=len(body) - 1))
 
 
+def test_a_big_integer_of_one_line_is_exact_and_the_others_are_as_they_were() -> None:
+    big = 12345678901234567890123
+    body = batch({"channel": "a", "data": 1.5}, {"channel": "a", "data": {"n": [big]}}, b"{")
+    with pytest.raises(InvalidBatch) as caught:
+        parse_batch(body, NAMESPACES, LIMITS)
+    assert [(error.line, error.field) for error in caught.value.errors] == [(3, "line")]
+    _, events, _ = parse_batch(body[:-2], NAMESPACES, LIMITS)
+    assert [event.data for event in events] == [b"1.5", b'{"n":[%d]}' % big]
+
+
+def test_a_channel_that_was_fine_once_does_not_excuse_the_rest_of_a_line() -> None:
+    good = {"channel": "a", "data": 1}
+    bad = [{**good, "key": "\n"}, {"channel": "a"}, {**good, "channel": ["a"]}]
+    with pytest.raises(InvalidBatch) as caught:
+        parse_batch(batch(good, *bad), NAMESPACES, LIMITS)
+    assert [(error.line, error.field) for error in caught.value.errors] == [
+        (2, "key"), (3, "data"), (4, "channel"),
+    ]  # fmt: skip
+
+
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 tokens = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\n\0"), max_size=20)
+types = tokens.filter(lambda type: type not in RESERVED_TYPES)
 values = st.none() | st.booleans() | st.integers() | texts | st.lists(texts | st.integers())
 
 
-@given(st.lists(st.tuples(values, tokens, tokens), min_size=1, max_size=10), st.booleans())
+@given(st.lists(st.tuples(values, types, tokens), min_size=1, max_size=10), st.booleans())
 def test_what_a_batch_says_is_what_is_published(
     rows: list[tuple[object, str, str]], ascii_only: bool
 ) -> None:

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import math
-import time
 
 import orjson
 import pytest
@@ -217,11 +216,11 @@ def test_no_depth_exhausts_the_stack(levels: int, core: bytes) -> None:
     ],
     ids=["integers", "digits", "depth", "arrays", "zeros", "short_runs"],
 )
+@pytest.mark.timeout(20)
 def test_no_text_of_256_kib_takes_long(text: bytes) -> None:
-    started = time.process_time()
+    """Each takes some milliseconds; what grows with the square of the size takes minutes."""
     with contextlib.suppress(InvalidField):
         parse_json(text)
-    assert time.process_time() - started < 0.5
 
 
 def test_keys_keep_their_order_unless_sorted() -> None:

@@ -68,6 +68,13 @@ def test_events_are_read_after_a_position_up_to_another() -> None:
     assert ring.last == Position(40, 0)
 
 
+def test_what_lies_between_two_positions_is_told_without_reading_it() -> None:
+    ring = fill(new_ring(), 10, 20, 30)
+    assert ring.has_between(Position(10, 0), Position(20, 0))
+    assert not ring.has_between(Position(10, 0), Position(19, 0))
+    assert not ring.has_between(Position(30, 0), END)
+
+
 def test_a_page_is_bounded_by_its_number_of_events() -> None:
     ring = fill(new_ring(), 10, 20, 30, 40)
     assert [item.id.ms for item in ring.page(Position(10, 0), 2)] == [20, 30]

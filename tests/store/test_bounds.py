@@ -192,3 +192,19 @@ async def test_a_last_state_holds_at_most_its_limit_of_bytes(redis: Valkey) -> N
             await publish(store, new("a", b'"%b"' % (b"x" * 99)))
         await publish(store, new("none/a", b'"%b"' % (b"x" * 99)), namespace="none")
         assert await read_state(store, "none/a", "none") == {}
+
+
+async def test_counts_of_bytes_stay_whole_numbers_however_large(redis: Valkey) -> None:
+    """Lua writes a large number as 9.0072e+15 unless it is asked not to."""
+    async with open_store(redis.url) as store, redis.client() as client:
+        await publish(store, new("a"))
+        position = (await publish(store, new("a")))[0]
+        large = 2**53 - 1000
+        await client.hset("sg:{default}:meta", "bytes", large)
+        await client.hset("sg:{default}:channels", "a", f"{position} {large} {large}")
+        await publish(store, new("a", "12"), new("a"))
+        bus = await client.xrange("sg:{default}:bus", f"({position}")
+        ring = await client.xrange("sg:{default}:ring:a", f"({position}")
+        assert [fields[b"s"] for _, fields in bus] == [b"%d" % large, b"%d" % (large + 103)]
+        assert [fields[b"s"] for _, fields in ring] == [b"%d" % large, b"%d" % (large + 66)]
+        assert await client.hget("sg:{default}:meta", "bytes") == b"%d" % (large + 205)

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -284,4 +283,4 @@ async def test_a_pool_without_a_free_connection_is_given_up_in_time(redis: Valke
         tail.cancel()
         await asyncio.gather(tail, return_exceptions=True)
         assert await read_ring(store, "a") == []
-        await publish(store, replace(new("a"), data=b"2"))
+        await publish(store, new("a")._replace(data=b"2"))

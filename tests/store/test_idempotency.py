@@ -1,7 +1,6 @@
 """Idempotency keys: the same answer for a day, to the same publisher and namespace only."""
 
 from collections.abc import AsyncIterator
-from dataclasses import replace
 
 import pytest
 
@@ -37,11 +36,11 @@ async def test_a_key_of_another_event_is_a_conflict(store: RedisStore) -> None:
     event = new("a", idempotency_key="t")
     await publish(store, event)
     for other in (
-        replace(event, data=b"2"),
-        replace(event, channel="b"),
-        replace(event, type="x"),
-        replace(event, key="x"),
-        replace(event, json=False),
+        event._replace(data=b"2"),
+        event._replace(channel="b"),
+        event._replace(type="x"),
+        event._replace(key="x"),
+        event._replace(json=False),
     ):
         with pytest.raises(IdempotencyConflict) as caught:
             await publish(store, new("c"), other)
@@ -85,7 +84,7 @@ async def test_keys_of_another_namespace_or_publisher_are_others(store: RedisSto
     event = new("a", idempotency_key="t")
     one = (await publish(store, event))[0]
     await publish(store, new("other/a", idempotency_key="t"), namespace="other")
-    two = (await publish(store, replace(event, data=b"2"), publisher="p"))[0]
+    two = (await publish(store, event._replace(data=b"2"), publisher="p"))[0]
     assert one < two
     assert len(await read_ring(store, "a")) == 2
 

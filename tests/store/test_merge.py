@@ -198,7 +198,7 @@ async def test_one_refused_caller_does_not_fail_those_it_is_grouped_with(redis: 
             merge(publisher, '{"1":1}'),
             merge(publisher, "{}", channel="merged/c"),
             merge(publisher, over),
-            publisher.publish("merged", [replace(used, data=b"{}")]),
+            publisher.publish("merged", [used._replace(data=b"{}")]),
             publisher.publish("merged", [new(CHANNEL, '{"m":1}')], if_match="1-1"),
             merge(publisher, '{"2":2}'),
             return_exceptions=True,
@@ -255,7 +255,7 @@ async def test_merges_are_idempotent_alone_grouped_and_within_a_call(
     assert [one.replayed for answer in answers[2:] for one in answer] == [False, True]
     assert await stored_text(redis) == b'j{"a":[2],"b":1,"c":1}'
     with pytest.raises(IdempotencyConflict) as caught:
-        await publisher.publish("merged", [new(CHANNEL, "{}"), replace(once, data=b"{}")])
+        await publisher.publish("merged", [new(CHANNEL, "{}"), once._replace(data=b"{}")])
     assert caught.value.line == 2
 
 
@@ -320,7 +320,7 @@ async def test_a_merged_state_that_is_no_json_is_the_stores_fault(
 async def test_the_line_that_makes_a_state_too_large_is_named(redis: Valkey) -> None:
     rules = replace(MERGED, state_limit_bytes=100)
     async with open_publisher(redis.url, rules) as publisher:
-        first = [replace(new(CHANNEL, "{}"), idempotency_key="t")]
+        first = [new(CHANNEL, "{}")._replace(idempotency_key="t")]
         await publisher.publish("merged", first)
         large = [new(CHANNEL, '{"x":"' + "x" * 60 + '"}'), new(CHANNEL, '{"y":"' + "y" * 60 + '"}')]
         with pytest.raises(LimitExceeded, match="100 bytes") as caught:
@@ -334,7 +334,7 @@ async def test_the_line_that_makes_a_state_too_large_is_named(redis: Valkey) -> 
 async def test_no_more_callers_wait_than_the_bounds(
     publisher: Publisher, monkeypatch: pytest.MonkeyPatch, bound: str, limit: int
 ) -> None:
-    monkeypatch.setattr(f"gateway.store.merge._WAITING_{bound}", limit)
+    monkeypatch.setattr(f"gateway.store.lane._WAITING_{bound}", limit)
     answers = await asyncio.gather(
         *(merge(publisher, f'{{"k{at}":{at}}}') for at in range(10)), return_exceptions=True
     )

@@ -282,3 +282,27 @@ async def test_batches_at_once_do_not_mix(client: Client) -> None:
     for at in range(0, 400, 50):
         first = stored[at]["data"][0]
         assert [entry["data"] for entry in stored[at : at + 50]] == [[first, n] for n in range(50)]
+
+
+async def test_batches_as_fast_as_they_are_taken_do_not_outrun_the_tail(
+    start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Five times what the bus holds, by sixteen callers; the follower gets each in its order."""
+    size, left = 2000, iter(range(100))
+    client = await start({"namespaces": {"default": {"ring_limit_events": 10_000}}})
+    body = batch(*({"channel": f"a/{at % 50}", "data": at} for at in range(size)))
+    stored: list[str] = []
+
+    async def send() -> None:
+        for _ in left:
+            answer = await client.post("/publish", body, NDJSON)
+            assert answer.status == 200
+            stored.extend(answer.json["ids"])
+
+    async with client.follow("/events?channel=a/*") as stream:
+        await first_id(stream)
+        sending = asyncio.gather(*(send() for _ in range(16)))
+        seen = [(await event(stream))[0] for _ in range(100 * size)]
+        await sending
+    assert seen == sorted(stored, key=Position.parse)
+    assert "break" not in caplog.text

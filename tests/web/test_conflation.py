@@ -191,6 +191,7 @@ async def test_who_comes_back_too_late_is_told_of_its_gap(start: Start) -> None:
     await board.fill()
     first = str(min(board.states))
     await board.change(600)
+    await client.settle()
     async with client.follow("/events/prices/board", first) as stream:
         assert await first_id(stream) == first
         assert gap_of(await stream.next())["reason"] == "evicted"

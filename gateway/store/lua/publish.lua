@@ -180,7 +180,7 @@ for i = 1, n_events do
     local position = advance(m)
     append_bus(m, position, channel.name, type, key, kind, data, channel.prev, '')
     append_ring(channel, position, 't', type, 'k', key, 'f', kind, 'd', data,
-      'p', channel.prev, 's', string.format('%.0f', channel.put))
+      'p', channel.prev, 's', channel.put)
     channel.prev, channel.put = position, channel.put + #data + #type + #key + 64
     if keyed then
       if #data > 0 then
@@ -189,7 +189,7 @@ for i = 1, n_events do
         redis.call('HDEL', channel.state, 'k' .. key)
       end
     elseif latest then
-      channel.doc = kind .. data
+      channel.kind, channel.data = kind, data
     end
     local idem = tonumber(ARGV[at + 6])
     if idem > 0 then
@@ -207,7 +207,9 @@ for _, channel in pairs(channels) do
   redis.call('PEXPIRE', channel.ring, string.format('%.0f', ring_age + math.max(ms - m.now, 0)))
   if keyed then
     redis.call('HSET', channel.state, '#', string.format('%.0f', channel.state_bytes))
-  elseif latest or merged then
+  elseif latest then
+    redis.call('HSET', channel.state, 'v', channel.kind .. channel.data)
+  elseif merged then
     redis.call('HSET', channel.state, 'v', channel.doc)
   end
   redis.call('HSET', KEYS[2], channel.name,

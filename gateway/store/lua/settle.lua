@@ -46,7 +46,7 @@ end
 -- same number twice, but never at the same clock.
 local function next_generation(m)
   local number = tonumber(string.match(m.generation, '^%d+'))
-  m.generation, m.dirty = string.format('%.0f@%s', number + 1, m.clock), true
+  m.generation, m.dirty, m.renewed = string.format('%.0f@%s', number + 1, m.clock), true, true
 end
 
 local function settle()
@@ -101,17 +101,22 @@ local function settle()
       if redis.call('HLEN', KEYS[2]) > 0 then
         error('REDUCER ' .. tostring(m.reducer), 0)
       end
-      m.reducer, m.dirty = reducer, true
+      m.reducer, m.dirty, m.renewed = reducer, true, true
     end
   end
+  m.ms, m.seq = parse(m.clock)
+  m.history = m.epoch .. ':' .. m.generation
   return m
 end
 
+-- Mostly only the clock has moved; the rest is written when the life is another one.
 local function commit(m)
   if m.dirty then
-    redis.call('HSET', KEYS[1], 'schema', SCHEMA, 'epoch', m.epoch, 'clock', m.clock,
-      'floor', m.floor, 'run', m.run, 'generation', m.generation, 'cuts', m.cuts,
-      'last', m.last, 'reducer', m.reducer, 'bytes', string.format('%.0f', m.bytes))
+    redis.call('HSET', KEYS[1], 'clock', m.clock, 'last', m.last, 'bytes', m.bytes)
+  end
+  if m.renewed then
+    redis.call('HSET', KEYS[1], 'schema', SCHEMA, 'epoch', m.epoch, 'floor', m.floor,
+      'run', m.run, 'generation', m.generation, 'cuts', m.cuts, 'reducer', m.reducer)
   end
 end
 
@@ -122,13 +127,12 @@ end
 
 -- The next position: the server's time, or one more when its millisecond was used already.
 local function advance(m)
-  local ms, seq = parse(m.clock)
-  if m.now > ms then
-    ms, seq = m.now, 0
+  if m.now > m.ms then
+    m.ms, m.seq = m.now, 0
   else
-    seq = seq + 1
+    m.seq = m.seq + 1
   end
-  m.clock, m.dirty = format(ms, seq), true
+  m.clock, m.dirty = format(m.ms, m.seq), true
   return m.clock
 end
 
@@ -164,8 +168,7 @@ end
 -- So the bus comes before every other write of a script: when it refuses, nothing is written.
 local function append_bus(m, position, channel, type, key, format_, data, prev, op)
   redis.call('XADD', KEYS[3], position, 'c', channel, 't', type, 'k', key, 'f', format_, 'd', data,
-    'p', prev, 'n', m.last, 'g', m.epoch .. ':' .. m.generation,
-    'o', op, 's', string.format('%.0f', m.bytes))
+    'p', prev, 'n', m.last, 'g', m.history, 'o', op, 's', m.bytes)
   m.bytes = m.bytes + #data + #channel + #type + #key + 100
   m.last = position
 end

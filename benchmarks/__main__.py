@@ -1,136 +1,142 @@
-"""`python -m benchmarks publish`: how fast the gateway takes events in, over HTTP.
+"""`python -m benchmarks WHAT`: this gateway beside its peers, each server and the load pinned.
 
-The gateway and its Valkey run on one core, the load on another (`taskset`); medians of a few
-runs. Nothing is asserted: it prints what it saw.
+Slower than hoped is a figure; a run that was not complete and in order makes the command fail.
 """
 
 import argparse
-import asyncio
-import os
-import socket
-import statistics
-import subprocess
+import json
+import shlex
+import signal
 import sys
-import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-import aiohttp
-import orjson
+from benchmarks.bench import Bench, Contender, Sample, Scenario, run_scenario
+from benchmarks.load import NoCompilerError, compile_load
+from benchmarks.machine import describe_machine
+from benchmarks.peers import PEERS
+from benchmarks.scenarios import SCENARIOS
+from benchmarks.table import render
 
-BATCH_EVENTS = 1000
-CALLERS = 32
-EVENT = {"home": 1, "away": 0, "minute": 61, "note": "x" * 140}  # About 200 bytes as JSON.
-CHANNELS = 50
-
-
-def pinned(core: int) -> list[str]:
-    """Return the command prefix that keeps a process on one core, where there are two."""
-    return ["taskset", "-c", str(core)] if (os.cpu_count() or 1) > 1 else []
+DEFAULT_PEERS = "nchan"
 
 
-@contextmanager
-def gateway() -> Iterator[str]:
-    """Run a gateway with an embedded Valkey on core 0 and yield its address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
-    with tempfile.TemporaryDirectory() as folder:
-        command = [
-            *pinned(0), sys.executable, "-m", "gateway", "serve", "--port", str(port),
-            "--data-dir", str(Path(folder) / "data"), "--log-level", "warning",
-        ]  # fmt: skip
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+def main() -> int:
+    """Measure, print, write; returns the exit status."""
+    options = parse()
+    # Leave through all blocks, so that no server outlives this.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        compile_load()
+    except NoCompilerError as error:
+        print(error, file=sys.stderr)
+        return 2
+    bench = Bench(options.runs, options.seconds, options.core, options.load_core)
+    names = list(SCENARIOS) if options.what == "all" else [options.what]
+    asked = [name for name in options.peers.split(",") if name and name != "none"]
+    if unknown := [name for name in asked if name != "all" and name not in PEERS]:
+        print(f"unknown peers: {', '.join(unknown)}; known: {', '.join(PEERS)}", file=sys.stderr)
+        return 2
+    found: dict[str, list[Sample]] = {}
+    excused: set[str] = set()
+    for name in names:
+        scenario = SCENARIOS[name]
+        contenders = able(choose(scenario, asked, options), excused)
+        found[name] = list(run_scenario(bench, scenario, contenders, say))
+        print(f"\n{render(scenario, found[name])}\n", flush=True)
+        if options.json:
+            write_json(options.json, bench, found)
+    if options.chart:
+        from benchmarks.chart import NoMatplotlibError, draw
+
         try:
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            process.terminate()
-            process.wait()
+            draw(options.chart, [(SCENARIOS[name], samples) for name, samples in found.items()])
+        except NoMatplotlibError as error:
+            print(error, file=sys.stderr)
+            return 2
+    return 1 if any(sample.problems for samples in found.values() for sample in samples) else 0
 
 
-async def until_ready(session: aiohttp.ClientSession, url: str) -> None:
-    """Wait until the gateway follows its store."""
-    async with asyncio.timeout(30):
-        while True:
-            try:
-                async with session.get(f"{url}/readyz") as response:
-                    if response.status == 200:
-                        return
-            except aiohttp.ClientError:
-                pass
-            await asyncio.sleep(0.05)
-
-
-async def publish_batches(session: aiohttp.ClientSession, url: str, seconds: float) -> float:
-    """Return events/s by NDJSON batches, two requests under way at any time."""
-    lines = [
-        orjson.dumps({"channel": f"bench/{number % CHANNELS}", "data": EVENT})
-        for number in range(BATCH_EVENTS)
-    ]
-    body, headers = b"\n".join(lines), {"Content-Type": "application/x-ndjson"}
-    return BATCH_EVENTS * await repeat(session, f"{url}/publish", body, headers, 2, seconds)
-
-
-async def publish_singly(session: aiohttp.ClientSession, url: str, seconds: float) -> float:
-    """Return events/s by one event a request."""
-    body, headers = orjson.dumps(EVENT), {"Content-Type": "application/json"}
-    return await repeat(session, f"{url}/publish/bench/0", body, headers, CALLERS, seconds)
-
-
-async def repeat(
-    session: aiohttp.ClientSession,
-    url: str,
-    body: bytes,
-    headers: dict[str, str],
-    callers: int,
-    seconds: float,
-) -> float:
-    """Return answered requests/s of `callers` that each send the next after an answer."""
-    answered = 0
-    started = time.perf_counter()
-
-    async def call() -> None:
-        nonlocal answered
-        while time.perf_counter() - started < seconds:
-            async with session.post(url, data=body, headers=headers) as response:
-                await response.read()
-                if response.status != 200:
-                    raise RuntimeError(f"{url} answered {response.status}")
-            answered += 1
-
-    await asyncio.gather(*(call() for _ in range(callers)))
-    return answered / (time.perf_counter() - started)
-
-
-async def measure(runs: int, seconds: float) -> dict[str, list[float]]:
-    """Return events/s of every run, by way of publishing."""
-    figures: dict[str, list[float]] = {"batches of 1,000": [], "singly, 32 callers": []}
-    with gateway() as url:
-        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-            await until_ready(session, url)
-            for _ in range(runs):
-                figures["batches of 1,000"].append(await publish_batches(session, url, seconds))
-                figures["singly, 32 callers"].append(await publish_singly(session, url, seconds))
-    return figures
-
-
-def main() -> None:
-    """Measure and print."""
+def parse() -> argparse.Namespace:
+    """Return what the command line says."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("what", choices=["publish"])
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each run")
-    options = parser.parse_args()
-    if hasattr(os, "sched_setaffinity") and (os.cpu_count() or 1) > 1:
-        os.sched_setaffinity(0, {1})
-    figures = asyncio.run(measure(options.runs, options.seconds))
-    print(f"publish, events/s acknowledged, about 200 bytes each, median of {options.runs}")
-    for name, values in figures.items():
-        spread = f"{min(values):,.0f} to {max(values):,.0f}"
-        print(f"  {name:<20} {statistics.median(values):>10,.0f}   ({spread})")
+    parser.add_argument("what", choices=[*SCENARIOS, "all"])
+    parser.add_argument(
+        "--peers",
+        default=DEFAULT_PEERS,
+        help=f"to compare with, by commas: {', '.join(PEERS)}, all or none; default: %(default)s",
+    )
+    parser.add_argument("--runs", type=int, help="rounds; default: 3, of slow 5")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of one measurement")
+    parser.add_argument("--core", type=int, default=0, help="the server's")
+    parser.add_argument("--load-core", type=int, default=1, help="the load's and Redis's")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="GATEWAY_... of ours"
+    )
+    parser.add_argument(
+        "--variant",
+        action="append",
+        default=[],
+        metavar="NAME:SETTING=VALUE,...",
+        help="one more gateway, with these settings",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="every run, and the machine")
+    parser.add_argument("--chart", type=Path, metavar="FILE.png")
+    return parser.parse_args()
+
+
+def choose(
+    scenario: Scenario, asked: Sequence[str], options: argparse.Namespace
+) -> list[Contender]:
+    """Return who takes part: ours first, then the peers that the scenario makes sense for."""
+    own = dict(setting.split("=", 1) for setting in options.set)
+    chosen = [Contender("gateway", own)]
+    for variant in options.variant:
+        name, _, settings = variant.partition(":")
+        more = dict(setting.split("=", 1) for setting in settings.split(",") if setting)
+        chosen.append(Contender(f"gateway:{name}", {**own, **more}))
+    possible = [scenario.reference, *scenario.peers] if scenario.reference else scenario.peers
+    wanted = set(possible) if "all" in asked else {*asked, scenario.reference} if asked else set()
+    return [*chosen, *(Contender(name) for name in possible if name in wanted)]
+
+
+def able(contenders: Sequence[Contender], excused: set[str]) -> list[Contender]:
+    """Return those that can run, and say once what the others lack."""
+    running = []
+    for contender in contenders:
+        lack = contender.peer({}).missing()
+        if not lack:
+            running.append(contender)
+        elif lack not in excused:
+            excused.add(lack)
+            print(f"not here: {lack}")
+    return running
+
+
+def say(text: str) -> None:
+    """Tell how far it is, where somebody is watching."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="\r", file=sys.stderr, flush=True)
+
+
+def write_json(path: Path, bench: Bench, found: dict[str, list[Sample]]) -> None:
+    """Write every run, what it was measured on, and how."""
+    document: dict[str, Any] = {
+        "command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
+        "machine": describe_machine(),
+        "options": asdict(bench),
+        "scenarios": {
+            name: {
+                "title": SCENARIOS[name].title,
+                "samples": [asdict(sample) for sample in samples],
+            }
+            for name, samples in found.items()
+        },
+    }
+    path.write_text(json.dumps(document, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -1,0 +1,132 @@
+"""One reader of a compressed stream that compares every event; it measures nothing."""
+
+import re
+import socket
+import threading
+import time
+import zlib
+from collections.abc import Sequence
+from io import BufferedReader
+from types import TracebackType
+from typing import Self
+
+import zstandard
+
+from benchmarks.peers.base import Running
+
+FIRST_NUMBER = 1_000_000_000
+PATIENCE_SECONDS = 10.0
+EVENT = re.compile(rb'^data: \{"n":(\d+),"t":\d+,(.*)$')
+
+
+class Decoder:
+    """The bytes of one content coding, one stream or many in a row."""
+
+    def __init__(self, coding: str) -> None:
+        self._coding = coding
+        self._inner = self._new()
+
+    def _new(self) -> "zlib._Decompress | zstandard.ZstdDecompressionObj | None":
+        if self._coding == "gzip":
+            return zlib.decompressobj(wbits=31)
+        if self._coding == "zstd":
+            return zstandard.ZstdDecompressor().decompressobj()
+        return None
+
+    def decode(self, data: bytes) -> bytes:
+        """Return all that these bytes complete."""
+        if self._inner is None:
+            return data
+        decoded = b""
+        while data:
+            decoded += self._inner.decompress(data)
+            if not self._inner.eof:
+                break
+            data = self._inner.unused_data
+            self._inner = self._new()
+            assert self._inner is not None
+        return decoded
+
+
+class DecodingReader:
+    """A stream, read in a thread until the block ends; `coding` is what the server chose."""
+
+    def __init__(self, running: Running, channel: str, coding: str, events: Sequence[str]) -> None:
+        self._events = [event.encode() for event in events]
+        self._seen = 0
+        self._wrong: list[str] = []
+        self._closing = False
+        self._connection = socket.create_connection((running.host, running.port), timeout=10)
+        target = running.stream_path(channel)
+        self._connection.sendall(
+            f"GET {target} HTTP/1.1\r\nHost: {running.host}\r\nAccept: text/event-stream\r\n"
+            f"Accept-Encoding: {coding}\r\n\r\n".encode()
+        )
+        head = b""
+        while b"\r\n\r\n" not in head:
+            head += self._connection.recv(1)
+        said = re.search(rb"\r\ncontent-encoding: *(\S+)", head, re.IGNORECASE)
+        self.coding = said[1].decode() if said else "identity"
+        self._chunked = re.search(rb"\r\ntransfer-encoding: *chunked", head, re.IGNORECASE)
+        self._thread = threading.Thread(target=self._read)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._closing = True
+        self._connection.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self._connection.close()
+
+    def problems(self, published: int) -> list[str]:
+        """Wait for all that was published; returns what was wrong with it."""
+        until = time.monotonic() + PATIENCE_SECONDS
+        while self._seen < published and not self._wrong and time.monotonic() < until:
+            time.sleep(0.01)
+        if self._seen != published and not self._wrong:
+            return [f"decoded {self._seen:,} of {published:,} events"]
+        return self._wrong[:1]
+
+    def _read(self) -> None:
+        self._connection.settimeout(None)
+        decoder = Decoder(self.coding)
+        rest = b""
+        with self._connection.makefile("rb") as body:
+            while piece := self._piece(body):
+                try:
+                    *lines, rest = (rest + decoder.decode(piece)).split(b"\n")
+                except (zlib.error, zstandard.ZstdError) as error:
+                    self._wrong.append(f"it does not decode: {error}")
+                    return
+                for line in lines:
+                    self._check(line)
+        if not self._closing:
+            self._wrong.append("the decoded stream ended")
+
+    def _piece(self, body: BufferedReader) -> bytes:
+        """Return what comes next of the body; nothing at its end."""
+        try:
+            if not self._chunked:
+                return body.read1(65536)
+            size = int(body.readline().split(b";")[0] or b"0", 16)
+            return body.read(size + 2)[:size]  # The chunk's own end of line is dropped.
+        except OSError:
+            return b""
+
+    def _check(self, line: bytes) -> None:
+        if not line.startswith(b"data: "):
+            return
+        found = EVENT.match(line)
+        number = FIRST_NUMBER + self._seen
+        if not found or int(found[1]) != number:
+            self._wrong.append(f"event {self._seen + 1:,} decoded as {line[:60]!r}")
+        elif found[2] != self._events[number % len(self._events)]:
+            self._wrong.append(f"event {self._seen + 1:,} has other content")
+        self._seen += 1

@@ -1,0 +1,35 @@
+"""Few events to a thousand subscribers: how long one takes when nothing is in its way."""
+
+from collections.abc import Iterator
+
+from benchmarks.bench import (
+    CPU_COLUMNS,
+    LATENCY_COLUMNS,
+    Bench,
+    Contender,
+    Sample,
+    Scenario,
+    session,
+)
+
+SUBSCRIBERS = 1000
+EVENTS_PER_SECOND = 10
+
+
+def measure(bench: Bench, contender: Contender) -> Iterator[Sample]:
+    """Yield one sample."""
+    with session(bench, contender) as running:
+        running.open(SUBSCRIBERS)
+        running.warm_up()
+        measured = running.publish(seconds=2 * bench.seconds, rate=EVENTS_PER_SECOND)
+        yield measured.sample(contender, "")
+
+
+LATENCY = Scenario(
+    name="latency",
+    title=f"{EVENTS_PER_SECOND} events/s of 200 bytes to {SUBSCRIBERS:,} subscribers",
+    measure=measure,
+    columns=(LATENCY_COLUMNS[1], LATENCY_COLUMNS[0], LATENCY_COLUMNS[2], *CPU_COLUMNS),
+    peers=("nchan", "better-sse", "aiohttp-sse", "sse-starlette"),
+    reference="roof",
+)

@@ -18,8 +18,8 @@ COMPILE := CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/pip-compile --quiet --no-co
 run: $(VENV)/installed
 	$(BIN)/sse-gateway demo $(ARGS)
 
-# Everything that must hold. Of the time, pytest takes nearly all: about 5 of 6 minutes
-# on 2 cores; a first set-up adds about one minute.
+# Everything that must hold. Of the time, pytest takes nearly all, most of it for streams under
+# load, on both transports; a first set-up adds about one minute.
 test:
 	bash tests/system-packages.sh
 	$(MAKE) --no-print-directory lint

@@ -194,7 +194,12 @@ class GatewayClient:
     async def _read(
         self, query: Sequence[tuple[str, str]], last_event_id: str
     ) -> AsyncGenerator[Block]:
-        headers = {"Accept": "text/event-stream", "Cache-Control": "no-store"}
+        # Without a coding, so that a cut leaves nothing half decoded.
+        headers = {
+            "Accept": "text/event-stream",
+            "Accept-Encoding": "identity",
+            "Cache-Control": "no-store",
+        }
         if last_event_id:
             headers["Last-Event-ID"] = last_event_id
         timeout = aiohttp.ClientTimeout(

@@ -52,7 +52,8 @@ def tail(
 ) -> None:
     """Follow channels: print each event as it comes, and resume by itself after a cut.
 
-    With --json each event is a line that `publish --from` reads again.
+    With --json each event is a line that `publish --from` reads again. A `reset` is the state of
+    a channel, in place of events that came faster than they were read.
     """
     if after and since:
         raise typer.BadParameter("give --from or --since, not both")
@@ -108,6 +109,13 @@ async def _newest(
 
 def _print_block(block: Block, out: Console, note: Callable[[str], None], *, as_json: bool) -> None:
     data = block.data or ""
+    if block.type == "reset" and not as_json:
+        out.print(reset_line(data), markup=True)
+        return
+    if block.type == "reset":
+        sys.stdout.write(f"{reset_record(block, data)}\n")
+        sys.stdout.flush()
+        return
     # Only events stand in envelopes; what the gateway itself says does not.
     if not data.startswith('{"channel":'):
         note(notice(block))
@@ -119,6 +127,29 @@ def _print_block(block: Block, out: Console, note: Callable[[str], None], *, as_
         sys.stdout.flush()
         return
     out.print(event_line(block, data), markup=True)
+
+
+def reset_record(block: Block, data: str) -> str:
+    """Return a reset as JSON, with the members of an event: its data is the snapshot as it came.
+
+    Its id is where the stream is: of several channels only the last one's reset moves that.
+    """
+    snapshot = parse_json(data.encode())
+    assert isinstance(snapshot, dict)
+    channel = json.dumps(snapshot["channel"])
+    return f'{{"id":"{block.id}","type":"reset","channel":{channel},"data":{data}}}'
+
+
+def reset_line(data: str) -> str:
+    """Return a reset for people: the state, and the position of the last event in it."""
+    snapshot = parse_json(data.encode())
+    assert isinstance(snapshot, dict)
+    state = printable(dump_json(snapshot["state"]).decode())
+    position, channel = snapshot["id"], escape(snapshot["channel"])
+    return (
+        f"[dim]{position}[/] {_clock(Position.parse(position))} [cyan]{channel}[/]"
+        f" [magenta]reset[/] {escape(state)}"
+    )
 
 
 def event_line(block: Block, data: str) -> str:

@@ -23,10 +23,11 @@ SNAPSHOTS_NAMED = 100
 class Pass:
     """One chunk on its way to all current subscribers: which of them have got it."""
 
-    __slots__ = ("_at", "_leg", "end", "lanes", "legs")
+    __slots__ = ("_at", "_leg", "end", "events", "lanes", "legs")
 
-    def __init__(self, end: Position, lanes: list[Lane], legs: list[Leg]) -> None:
-        self.end = end
+    def __init__(self, chunk: Chunk, lanes: list[Lane], legs: list[Leg]) -> None:
+        self.end = chunk.end
+        self.events = chunk.events
         self.lanes = lanes
         self.legs = legs
         self._leg = 0
@@ -67,8 +68,9 @@ class Subscription:
     """
 
     __slots__ = (
-        "_lanes", "beaten", "behind", "due", "mirror", "newcomers", "passing", "position", "replay",
-        "reset", "selection", "snapshots", "started_at", "waiting", "waiting_bytes", "written_at",
+        "_lanes", "beaten", "behind", "due", "mirror", "newcomers", "passed_at", "passing",
+        "position", "replay", "reset", "selection", "snapshots", "waiting", "waiting_bytes",
+        "written_at",
     )  # fmt: skip
 
     def __init__(self, selection: Selection, mirror: Mirror, snapshots: str, now: float) -> None:
@@ -85,7 +87,7 @@ class Subscription:
         self.waiting: list[Entry] = []
         self.waiting_bytes = 0
         self.due: float | None = None
-        self.started_at = 0.0
+        self.passed_at = 0.0
         self.written_at = now
         self.beaten = 0
         self._lanes: dict[str, Lane] = {}

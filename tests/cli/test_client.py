@@ -158,6 +158,15 @@ async def test_a_stream_resumes_after_every_kind_of_cut() -> None:
     assert len(reasons) == 3
 
 
+async def test_a_stream_is_asked_for_as_it_is() -> None:
+    async def stream(request: web.Request) -> web.Response:
+        assert request.headers["Accept-Encoding"] == "identity"
+        return web.Response(body=b"id: 1-0\n\n", content_type="text/event-stream")
+
+    async with serving(stream) as client:
+        assert await read(client, 1, []) == [Block("1-0")]
+
+
 async def test_a_stream_ends_for_good_when_the_gateway_says_no() -> None:
     asked = 0
 

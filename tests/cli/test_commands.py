@@ -234,6 +234,21 @@ def test_an_event_shows_its_time() -> None:
     assert line.endswith(':00.123 [cyan]a[/] {"x":[1,2.5]}')
 
 
+RESET = '{"channel":"a/b","id":"1764025200123-0","epoch":"0f","state":{"k":"x\\u001b[b]","l":2.50}}'
+
+
+def test_a_reset_shows_the_state_and_its_position() -> None:
+    line = read.reset_line(RESET)
+    assert line.startswith("[dim]1764025200123-0[/] ")
+    assert line.endswith(r':00.123 [cyan]a/b[/] [magenta]reset[/] {"k":"x\u001b\[b]","l":2.5}')
+
+
+def test_a_reset_is_a_record_with_the_position_of_the_stream() -> None:
+    record = read.reset_record(Block("9-0", "reset", RESET), RESET)
+    assert record == f'{{"id":"9-0","type":"reset","channel":"a/b","data":{RESET}}}'
+    assert json.loads(record)["data"] == json.loads(RESET)
+
+
 @pytest.mark.parametrize(
     ("kind", "data", "words"),
     [

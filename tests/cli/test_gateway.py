@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,12 @@ from vega_datasets import local_data
 ROOT = Path(__file__).parents[2]
 STOCKS = Path(local_data.stocks.filepath)
 SETTINGS = """
+[streams]
+# Of what a slow reader does not take, the kernel is to hold little.
+send_buffer_bytes = 4096
+[namespaces.boards]
+reducer = "keyed"
+conflate = true
 [namespaces.prices]
 reducer = "keyed"
 [namespaces.short]
@@ -338,6 +346,53 @@ def test_tail_for_people_is_one_line_an_event(gateway: Gateway) -> None:
         r'\{"a":"\\u001b\[2J"\}\n',
         out,
     )
+
+
+def test_a_tail_that_is_read_too_slowly_gets_the_state(gateway: Gateway, tmp_path: Path) -> None:
+    def publish(lines: list[dict[str, str]]) -> None:
+        body = "\n".join(map(json.dumps, lines)).encode()
+        headers = {"Content-Type": "application/x-ndjson"}
+        request = urllib.request.Request(f"{gateway.url}/publish", body, headers)
+        urllib.request.urlopen(request, timeout=20).close()
+
+    def figures() -> dict[str, float]:
+        with urllib.request.urlopen(f"{gateway.url}/metrics", timeout=20) as answer:
+            rows = [line.split() for line in answer.read().decode().splitlines()]
+        return {row[0]: float(row[1]) for row in rows if len(row) == 2}
+
+    publish([{"channel": "boards/a", "key": key, "data": key} for key in ("gone", "kept", "many")])
+    tail = Command("tail", "boards/a", "--json", "--since", "1h", url=gateway.url)
+    assert [json.loads(tail.line())["key"] for _ in range(3)] == ["gone", "kept", "many"]
+    # From here on nobody reads what it prints: it waits, and so does what is on its way to it.
+    many = {"channel": "boards/a", "key": "many", "data": "x" * 2000}
+    before, idle, deadline = figures(), 0, time.monotonic() + 60
+    while idle < 5:
+        assert time.monotonic() < deadline, before
+        publish([many] * 100)
+        after = figures()
+        same = all(before[name] == after[name] for name in before if name.endswith("bytes_total"))
+        idle = idle + 1 if same and after["sse_gateway_lagging"] else 0
+        before = after
+    publish([{"channel": "boards/a", "key": "gone", "data": ""}, {**many, "data": "last"}])
+    state, line = dict.fromkeys(("gone", "kept", "many"), ""), ""
+    while state != {"kept": "kept", "many": "last"}:
+        event = json.loads(printed := tail.line())
+        if event.get("type") == "reset":
+            line, state = printed, event["data"]["state"]
+            assert event["channel"] == event["data"]["channel"] == "boards/a"
+        elif event["data"] == "":
+            del state[event["key"]]
+        else:
+            state[event["key"]] = event["data"]
+    assert line, "it got every event"
+    assert tail.end(signal.SIGINT)[0] == 130
+    # The events are not in it, so what was printed cannot stand for them.
+    path = tmp_path / "board.ndjson"
+    path.write_text(line)
+    code, out, err = gateway.run("publish", "--from", str(path))
+    assert (code, out) == (1, "")
+    assert "stopped at line 1" in err
+    assert "reset" in err
 
 
 def test_tail_ends_quietly_when_its_reader_has_seen_enough(gateway: Gateway) -> None:

@@ -1,8 +1,13 @@
 """A real browser on the console, through crashes of the gateway and of the network."""
 
+import asyncio
+import json
 import shutil
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
@@ -114,6 +119,107 @@ async def test_the_browser_sends_back_the_id_of_a_block_without_data(
         assert hub.subscribers == 0
         await page.wait_for_function("seen.length > 0")
         assert await page.evaluate("seen") == [published]
+
+
+class Narrow:
+    """A way to a server that passes on what it answers only while it is `open`."""
+
+    def __init__(self, target: int) -> None:
+        self.port = 0
+        self.open = asyncio.Event()
+        self.open.set()
+        self._target = target
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Pass one connection's bytes on, both ways, until either side ends it."""
+        answers, requests = await asyncio.open_connection("127.0.0.1", self._target, limit=4096)
+
+        async def answer() -> None:
+            while data := await answers.read(4096):
+                await self.open.wait()
+                writer.write(data)
+                await writer.drain()
+
+        async def ask() -> None:
+            while data := await reader.read(4096):
+                requests.write(data)
+                await requests.drain()
+
+        pumps = [asyncio.create_task(answer()), asyncio.create_task(ask())]
+        try:
+            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for pump in pumps:
+                pump.cancel()
+            await asyncio.gather(*pumps, return_exceptions=True)
+            requests.transport.abort()
+            writer.transport.abort()
+
+
+@asynccontextmanager
+async def narrow(url: str) -> AsyncIterator[Narrow]:
+    way = Narrow(urlsplit(url).port or 0)
+    server = await asyncio.start_server(way.serve, "127.0.0.1", 0)
+    way.port = server.sockets[0].getsockname()[1]
+    async with server:
+        yield way
+
+
+async def publish(
+    session: aiohttp.ClientSession, url: str, events: list[tuple[str, str, object]]
+) -> str:
+    """Publish a batch of (channel, key, data); return the last position."""
+    names = ("channel", "key", "data")
+    lines = [json.dumps(dict(zip(names, event, strict=True))) for event in events]
+    headers = {"Content-Type": "application/x-ndjson"}
+    async with session.post(f"{url}/publish", data="\n".join(lines), headers=headers) as response:
+        return str((await response.json())["ids"][-1])
+
+
+@pytest.mark.parametrize("selector", ["boards/a", "boards/*"])
+async def test_the_console_takes_a_state_in_place_of_the_events_that_it_was_too_slow_for(
+    redis: Valkey, session: aiohttp.ClientSession, page: Page, selector: str
+) -> None:
+    settings = {
+        "streams": {"send_buffer_bytes": 4096},
+        "namespaces": {"boards": {"reducer": "keyed", "conflate": True}},
+    }
+    async with worker(redis.url, settings) as running, narrow(running.url) as way:
+        store = partial(publish, session, running.url)
+        await store([("boards/a", key, 1) for key in ("kept", "many", "old")])
+        await store([("boards/b", "price", 1), ("boards/c", "price", 1)])
+        await open_console(page, f"http://127.0.0.1:{way.port}", selector)
+        names = page.locator("#state tbody th button")
+        figures = page.locator("#state tbody td.figure")
+        shown = ["kept", "many", "old"] if selector == "boards/a" else ["a", "b", "c"]
+        await names.get_by_text(shown[-1], exact=True).wait_for()
+        assert await names.all_inner_texts() == shown
+        way.open.clear()
+        counters, idle = running.gateway.hub.counters, 0
+        while idle < 5:  # Until every buffer on the way is full.
+            written = counters.bytes
+            await store([("boards/a", "many", "x" * 2000)] * 100)
+            idle = idle + 1 if counters.lagging and counters.bytes == written else 0
+        async with session.delete(f"{running.url}/channels/boards/c") as response:
+            assert response.status == 200
+        await store([("boards/a", "old", ""), ("boards/b", "price", 2), ("boards/a", "many", 77)])
+        way.open.set()
+        if selector == "boards/a":
+            await figures.get_by_text("77").wait_for()
+            assert await names.all_inner_texts() == ["kept", "many"]
+            assert await figures.all_inner_texts() == ["1", "77"]
+        else:
+            await names.get_by_text("c", exact=True).wait_for(state="detached")
+            assert await names.all_inner_texts() == ["a", "b"]
+            assert await figures.all_inner_texts() == ["1", "2"]
+        assert counters.conflations > 0
+        resets = counters.conflations
+        await page.locator(f"html[data-resets='{resets}']").wait_for(state="attached")
+        await page.locator("#gaps-sub").get_by_text(f"none; {resets} reset").wait_for()
+        # And the stream goes on from there.
+        last = await store([("boards/a", "kept", 5)])
+        await page.locator(f"html[data-last-id='{last}']").wait_for(state="attached")
+        assert await page.evaluate("globalThis.sseConsole.gaps") == 0
 
 
 async def test_the_console_forgets_a_channel_that_was_deleted_while_it_was_away(

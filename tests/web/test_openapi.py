@@ -10,6 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import orjson
 import pytest
 from multidict import CIMultiDictProxy
@@ -21,7 +22,7 @@ from gateway.app import build_gateway
 from gateway.settings import Settings
 from gateway.web.routes import build_application
 from tests.running import Stream, Valkey, until
-from tests.web.client import EVENT_SOURCE, NDJSON, Answer, Client, event, first_id
+from tests.web.client import EVENT_SOURCE, NDJSON, Answer, Client, event, first_id, open_raw
 from tests.web.conftest import Start
 
 BODY = (files("gateway.web") / "static" / "openapi.json").read_bytes()
@@ -311,12 +312,15 @@ JSON = {"Content-Type": "application/json"}
 ONE, MANY, END = "/publish/{channel}", "/publish", "/channels/{channel}"
 STATE, PAGE, STREAM = "/snapshots/{channel}", "/history/{channel}", "/events/{channel}"
 SETTINGS: dict[str, Any] = {
+    "streams": {"send_buffer_bytes": 4096},
     "publish": {"event_limit_bytes": 1000},
     "snapshots": {"wait_seconds": 0.05},
     "namespaces": {
         "keyed": {"reducer": "keyed"},
         "none": {"reducer": "none"},
         "shut": {"visibility": "protected"},
+        "small": {"stream_codings": ["gzip"]},
+        "slow": {"reducer": "keyed", "conflate": True, "ring_limit_events": 3},
     },
 }
 CASES = [
@@ -434,6 +438,42 @@ def check_stream(stream: Stream, template: str) -> None:
     response = response_of(operation, stream.response.status)
     check_head(response, stream.response.headers)
     assert stream.response.headers["Content-Type"] in response["content"]
+
+
+async def test_the_head_of_a_coded_stream_is_as_described(start: Start) -> None:
+    client = await start(SETTINGS)
+    for accepted, coding in (("gzip", "gzip"), ("br", None)):
+        url, headers = client.url("/events/small/a"), {"Accept-Encoding": accepted}
+        async with aiohttp.ClientSession() as session, session.get(url, headers=headers) as answer:
+            check_head(response_of(("GET", STREAM), answer.status), answer.headers)
+            assert answer.headers.get("Content-Encoding") == coding
+            assert answer.headers["Vary"] == "Accept-Encoding"
+
+
+async def test_a_reset_is_as_described(start: Start) -> None:
+    client = await start(SETTINGS)
+    counters = client.gateway.hub.counters
+    async with open_raw(client.worker, "/events/slow/a", receive_buffer_bytes=2048) as slow:
+        await slow.read_until(b"\n\n")
+        lines = [{"channel": "slow/a", "key": "k", "data": "x" * 900}] * 100
+        idle = 0
+        while idle < 5:  # Until every buffer on the way is full.
+            written = counters.bytes
+            await client.publish_lines(lines)
+            await client.settle()
+            idle = idle + 1 if counters.lagging and counters.bytes == written else 0
+        await client.publish("slow/a", b"end", "?key=k")
+        slow.widen()
+        await slow.read_until(b':"end"}')
+        while not slow.body.endswith(b"\n\n"):
+            await slow.read_more()
+    blocks = [block for block in slow.body.decode().split("\n\n") if "event: reset" in block]
+    assert len(blocks) == counters.conflations > 0
+    assert counters.gaps == 0
+    for block in blocks:
+        id, _, data = block.split("\n")
+        assert errors_of(named("Position"), id.removeprefix("id: ")) == []
+        assert errors_of(named("Snapshot"), orjson.loads(data.removeprefix("data: "))) == []
 
 
 async def test_the_events_of_a_stream_are_as_described(start: Start) -> None:

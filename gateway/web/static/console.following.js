@@ -23,6 +23,7 @@ export class Following {
   reconnects = 0;
   gaps = 0;
   lastGap = null;
+  resets = 0;
   notice = null;
   record = new Record(Date.now());
   members = new Map(); // Channel → Member.
@@ -30,6 +31,7 @@ export class Following {
   #abort = new AbortController();
   #stream = null;
   #membersAsked = false;
+  #resetting = new Set(); // Channels whose states came, of a reset that is not whole yet.
   #changed;
 
   /** `changed()` is called whenever there is something new to show. */
@@ -217,6 +219,7 @@ export class Following {
 
   #reconnected(stream) {
     this.reconnects += 1;
+    this.#resetting.clear();
     this.record.mark("reconnect");
     const from = stream.lastEventId || this.position || "its start";
     this.record.note("reconnect", `Reconnected; the stream resumes after ${from}.`);
@@ -224,7 +227,8 @@ export class Following {
   }
 
   #block({ id, type, data }) {
-    if (id !== "") this.position = id;
+    const moved = id !== "" && id !== this.position;
+    if (moved) this.position = id;
     // Without the list the tail goes on: each channel appears with its first event.
     if (this.many && !this.#membersAsked) this.#loadMembers().catch(() => {});
     if (data === null) return this.#changed();
@@ -232,12 +236,36 @@ export class Following {
     const body = parseJson(data);
     if (type === "gap") return this.#gap(body);
     if (type === "unavailable") return this.#unavailable(body);
+    if (type === "reset") return this.#reset(body, moved);
     this.#event({ key: "", ...body, id, type, size: data.length, at: Date.now() });
   }
 
   #event(event) {
     this.record.add(event);
     this.#member(event.channel)?.fold(event);
+    this.#changed();
+  }
+
+  /** States in place of events; of several channels only the last one moves the position. */
+  #reset(snapshot, last) {
+    const member = this.#member(snapshot.channel);
+    member?.reset(snapshot);
+    // A channel that was deleted looks like one without keys; its snapshot tells.
+    if (member && Object.keys(snapshot.state).length === 0) this.#loadAll([member]);
+    this.#resetting.add(snapshot.channel);
+    if (last) {
+      this.resets += 1;
+      this.record.mark("reset");
+      const text =
+        this.#resetting.size === 1
+          ? `its state at ${snapshot.id} came`
+          : `the states of ${this.#resetting.size} channels came`;
+      this.record.note(
+        "reset",
+        `Reset: events came faster than this page took them; ${text} instead.`,
+      );
+      this.#resetting.clear();
+    }
     this.#changed();
   }
 

@@ -2,8 +2,8 @@
  * The console: follow a channel or a prefix, see its snapshot and its live tail, publish by hand.
  *
  * Hooks for tests and scripts, and nothing else is promised:
- *   document.documentElement.dataset  channel, state, lastId, reconnects, gaps
- *   globalThis.sseConsole             { ids, reconnects, gaps, state }: `ids` are those of the
+ *   document.documentElement.dataset  channel, state, lastId, reconnects, gaps, resets
+ *   globalThis.sseConsole             { ids, reconnects, gaps, resets, state }: `ids` are of the
  *                                     events that the stream brought, in the order they came,
  *                                     repeats included, the last 10,000.
  * `state` is one of loading, connecting, live, waiting and stopped.
@@ -34,6 +34,9 @@ globalThis.sseConsole = {
   },
   get gaps() {
     return shown.following?.gaps ?? 0;
+  },
+  get resets() {
+    return shown.following?.resets ?? 0;
   },
   get state() {
     return shown.following?.state ?? "idle";
@@ -69,6 +72,7 @@ function publishHooks(following) {
   dataset.lastId = following.record.ids.at(-1) ?? "";
   dataset.reconnects = following.reconnects;
   dataset.gaps = following.gaps;
+  dataset.resets = following.resets;
 }
 
 /** Speaks what changes rarely and matters, so that a screen reader is not talked over. */

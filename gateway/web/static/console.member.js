@@ -71,6 +71,14 @@ export class Member {
     return loading;
   }
 
+  /** Takes a state in place of the events that came faster than they were read. */
+  reset({ id, state }) {
+    // What is held back is in it.
+    if (this.#held !== null) this.#held.length = 0;
+    this.#heldTooMany = false;
+    this.fold({ type: "reset", id, state });
+  }
+
   fold(event) {
     if (this.#held !== null) {
       if (this.#held.length < HELD_LIMIT) this.#held.push(event);
@@ -78,6 +86,10 @@ export class Member {
       return;
     }
     if (this.id !== "" && comparePositions(event.id, this.id) <= 0) return;
+    if (event.type === "reset") {
+      this.#take({ ...event, reducer: "keyed" }); // No other state says all that is missing.
+      return;
+    }
     this.#draw(event);
     if (this.reducer === "" && !this.#latestWillDo) {
       this.#refresh();

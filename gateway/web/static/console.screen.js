@@ -169,7 +169,7 @@ function renderFieldChoice(following, plot) {
 }
 
 function renderReadouts(following, now) {
-  const { position, record, reconnects, gaps, lastGap } = following;
+  const { position, record, reconnects, gaps, lastGap, resets } = following;
   const { count: received, latencies } = record;
   say($("position"), position || "–");
   $("position").title = position;
@@ -202,7 +202,8 @@ function renderReadouts(following, now) {
   );
   say($("gaps"), WHOLE.format(gaps));
   $("gaps").className = gaps ? "alarm" : "";
-  say($("gaps-sub"), lastGap ? `${lastGap.reason}, ${ago((now - lastGap.at) / 1000)}` : "none");
+  const last = lastGap ? `${lastGap.reason}, ${ago((now - lastGap.at) / 1000)}` : "none";
+  say($("gaps-sub"), resets ? `${last}; ${count(resets, "reset")}` : last);
 }
 
 function renderNotice(following) {

@@ -67,6 +67,10 @@ class IdempotencyConflict(GatewayError):
         self.line = line
 
 
+class StoreBusy(GatewayError):
+    """Too much waits for the store already; nothing was stored, and trying again may help."""
+
+
 class MergeContention(GatewayError):
     """Other workers kept changing a merged channel; nothing was stored; try again."""
 

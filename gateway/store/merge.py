@@ -1,4 +1,4 @@
-"""Merged states: fold publishes in Python, store them by compare-and-set, a lane's at a time."""
+"""Merged states: fold publishes in Python, store them by compare-and-set, a queue's at a time."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from gateway.protocol.event import NewEvent
 from gateway.protocol.json_value import dump_json, parse_json
 from gateway.protocol.position import Position
 from gateway.protocol.state import merge_patch
-from gateway.store.lane import Job, Lane
+from gateway.store.publish_queue import Job, PublishQueue
 from gateway.store.redis import PublishCall, RedisStore, StateMoved, Stored
 from gateway.store.scripts import ChannelContents, digest_event, last_of, parse_position
 
@@ -40,8 +40,8 @@ class _Group:
     touched: dict[str, int] = field(default_factory=dict)
 
 
-class MergeLane(Lane):
-    """A lane of a merged namespace: a round reads the states, folds, and stores what came of it.
+class MergeQueue(PublishQueue):
+    """A queue of a merged namespace: a round reads the states, folds, and stores what came of it.
 
     It needs two round trips.
     """

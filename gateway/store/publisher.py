@@ -10,8 +10,8 @@ from gateway.protocol.event import NewEvent
 from gateway.protocol.namespace import Namespace, Reducer
 from gateway.protocol.position import Position
 from gateway.protocol.state import check_foldable
-from gateway.store.lane import Lane, PlainLane
-from gateway.store.merge import MergeLane
+from gateway.store.merge import MergeQueue
+from gateway.store.publish_queue import PublishQueue, SinglesQueue
 from gateway.store.redis import PublishCall, RedisStore, Stored
 
 _T = TypeVar("_T")
@@ -49,8 +49,8 @@ class Publisher:
         self._store = store
         self._unbroken = _Unbroken()
         self._namespaces = namespaces
-        self._lanes: dict[str, Lane] = {
-            name: (MergeLane if rules.reducer is Reducer.MERGE else PlainLane)(store, name)
+        self._queues: dict[str, PublishQueue] = {
+            name: (MergeQueue if rules.reducer is Reducer.MERGE else SinglesQueue)(store, name)
             for name, rules in namespaces.items()
         }
 
@@ -78,7 +78,7 @@ class Publisher:
         call = PublishCall(events, if_match)
         started = time.perf_counter()
         if reducer is Reducer.MERGE or (len(events) == 1 and not if_match):
-            stored = await self._lanes[namespace].publish(call)
+            stored = await self._queues[namespace].publish(call)
         else:  # A batch is large enough by itself.
             stored = await self._unbroken.run(self._store.publish(namespace, call))
         self._observe_seconds(time.perf_counter() - started)

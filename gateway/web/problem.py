@@ -64,7 +64,7 @@ def problem_of(error: errors.GatewayError, *, invalid: int = 400) -> web.Respons
                 "Idempotency-Key to be sure of one"
             )
             return problem(503, "Outcome unknown", detail, {"outcome": "unknown"}, _RETRY)
-        case errors.StoreUnavailable() | errors.MergeContention():
+        case errors.StoreUnavailable() | errors.StoreBusy() | errors.MergeContention():
             return problem(503, "Store unavailable", str(error), headers=_RETRY)
         case _:
             return problem(500, "Internal error", str(error))

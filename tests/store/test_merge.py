@@ -14,10 +14,11 @@ from gateway.protocol.errors import (
     LimitExceeded,
     MergeContention,
     PositionMismatch,
+    StoreBusy,
     StoreRefused,
 )
 from gateway.store.connection import ConnectionOptions, open_server
-from gateway.store.merge import MergeLane
+from gateway.store.merge import MergeQueue
 from gateway.store.publisher import Publisher
 from gateway.store.redis import PublishCall, RedisStore, Stored, StoreLimits
 from tests.running import Valkey
@@ -47,19 +48,19 @@ async def stored_text(redis: Valkey, channel: str = CHANNEL) -> bytes:
 
 
 @pytest.fixture
-async def lane(redis: Valkey) -> AsyncIterator[MergeLane]:
+async def queue(redis: Valkey) -> AsyncIterator[MergeQueue]:
     async with open_store(redis.url, MERGED) as store:
-        yield MergeLane(store, "merged")
+        yield MergeQueue(store, "merged")
 
 
-async def start_callers(lane: MergeLane, *patches: str) -> list[asyncio.Task[list[Stored]]]:
+async def start_callers(queue: MergeQueue, *patches: str) -> list[asyncio.Task[list[Stored]]]:
     """Start a caller for each patch; all of them wait for a round when this returns."""
-    await lane.publish(PublishCall([new(CHANNEL, "{}")]))
+    await queue.publish(PublishCall([new(CHANNEL, "{}")]))
     callers = [
-        asyncio.create_task(lane.publish(PublishCall([new(CHANNEL, patch)]))) for patch in patches
+        asyncio.create_task(queue.publish(PublishCall([new(CHANNEL, patch)]))) for patch in patches
     ]
     async with asyncio.timeout(10):
-        while lane.waiting < len(callers):
+        while queue.waiting < len(callers):
             await asyncio.sleep(0)
     return callers
 
@@ -215,8 +216,8 @@ async def test_one_refused_caller_does_not_fail_those_it_is_grouped_with(redis: 
         assert await stored_text(redis) == b'j{"1":1,"2":2}'
 
 
-async def test_a_caller_that_leaves_takes_nobody_with_it(redis: Valkey, lane: MergeLane) -> None:
-    callers = await start_callers(lane, *(f'{{"k{at}":{at}}}' for at in range(10)))
+async def test_a_caller_that_leaves_takes_nobody_with_it(redis: Valkey, queue: MergeQueue) -> None:
+    callers = await start_callers(queue, *(f'{{"k{at}":{at}}}' for at in range(10)))
     callers[0].cancel()
     callers[5].cancel()
     answers = await asyncio.gather(*callers, return_exceptions=True)
@@ -227,13 +228,13 @@ async def test_a_caller_that_leaves_takes_nobody_with_it(redis: Valkey, lane: Me
 
 
 async def test_callers_that_all_left_before_their_round_store_nothing(
-    redis: Valkey, lane: MergeLane
+    redis: Valkey, queue: MergeQueue
 ) -> None:
-    callers = await start_callers(lane, *(3 * ['{"left":1}']))
+    callers = await start_callers(queue, *(3 * ['{"left":1}']))
     for caller in callers:
         caller.cancel()
     await asyncio.gather(*callers, return_exceptions=True)
-    await lane.publish(PublishCall([new(CHANNEL, '{"stayed":1}')]))
+    await queue.publish(PublishCall([new(CHANNEL, '{"stayed":1}')]))
     assert await stored_text(redis) == b'j{"stayed":1}'
 
 
@@ -334,13 +335,13 @@ async def test_the_line_that_makes_a_state_too_large_is_named(redis: Valkey) -> 
 async def test_no_more_callers_wait_than_the_bounds(
     publisher: Publisher, monkeypatch: pytest.MonkeyPatch, bound: str, limit: int
 ) -> None:
-    monkeypatch.setattr(f"gateway.store.lane._WAITING_{bound}", limit)
+    monkeypatch.setattr(f"gateway.store.publish_queue._WAITING_{bound}", limit)
     answers = await asyncio.gather(
         *(merge(publisher, f'{{"k{at}":{at}}}') for at in range(10)), return_exceptions=True
     )
     assert answers[:3] == [None, None, None]
     for answer in answers[3:]:
-        assert isinstance(answer, MergeContention)
+        assert isinstance(answer, StoreBusy)
         assert "3 publishes of 1524 bytes are waiting" in str(answer)
     # What was stored makes room; what is larger than the bound may wait alone.
     await merge(publisher, *(5 * ['{"more":1}']))
@@ -365,7 +366,7 @@ async def test_a_merge_that_others_outpace_every_time_is_given_up_and_stores_not
     store.other = publisher
     try:
         with pytest.raises(MergeContention, match="other workers"):
-            await MergeLane(store, "merged").publish(PublishCall([new(CHANNEL, '{"mine":1}')]))
+            await MergeQueue(store, "merged").publish(PublishCall([new(CHANNEL, '{"mine":1}')]))
     finally:
         await store.aclose()
     assert await stored_text(redis) == b'j{"other":1}'

@@ -1,4 +1,4 @@
-"""Lanes: publishes of one namespace that wait for each other and are stored many at a time."""
+"""Queues: publishes of one namespace that wait for each other and are stored many at a time."""
 
 import asyncio
 from abc import ABC, abstractmethod
@@ -10,6 +10,7 @@ from gateway.protocol.errors import (
     GatewayError,
     MergeContention,
     OutcomeUnknown,
+    StoreBusy,
     StoreRefused,
     StoreUnavailable,
 )
@@ -32,12 +33,12 @@ class Job:
     answer: asyncio.Future[list[Stored]]
 
 
-class Lane(ABC):
+class PublishQueue(ABC):
     """Publishes of one namespace on this worker.
 
     Whoever comes while a round is under way waits, and the next round stores all of them
     together: a round takes the same round trips, however many callers there are. Who comes to an
-    empty lane does not wait.
+    empty queue does not wait.
     """
 
     def __init__(self, store: RedisStore, namespace: str) -> None:
@@ -56,12 +57,13 @@ class Lane(ABC):
     async def publish(self, call: PublishCall) -> list[Stored]:
         """Store one call's events; as RedisStore.publish.
 
-        Raises MergeContention, too, when other workers win or too much waits already.
+        Raises StoreBusy, too, when too much waits already, and MergeContention when other workers
+        win.
         """
         size_bytes = sum(len(event.data) + _EVENT_BYTES for event in call.events)
         full = self._waiting_bytes + size_bytes > _WAITING_BYTES
         if len(self._waiting) >= _WAITING_CALLS or (self._waiting and full):
-            raise MergeContention(
+            raise StoreBusy(
                 f"namespace {self._namespace}: {len(self._waiting)} publishes of "
                 f"{self._waiting_bytes} bytes are waiting already"
             )
@@ -115,15 +117,14 @@ class Lane(ABC):
         publishers: set[str] = set()
         events = size = 0
         while self._waiting:
-            call = self._waiting[0].call
-            bytes_of_call = sum(len(event.data) for event in call.events)
+            call, size_bytes = self._waiting[0].call, self._waiting[0].size_bytes
             mine = {event.idempotency_key for event in call.events if event.idempotency_key}
             named = {event.channel for event in call.events}
             # A repeated token, or If-Match on a channel that the round changes, must see the
             # outcome of what came before it.
             waits = bool(mine & tokens) or bool(call.if_match and named & channels)
             other = bool(publishers) and call.publisher not in publishers
-            full = events + len(call.events) > _GROUP_EVENTS or size + bytes_of_call > _GROUP_BYTES
+            full = events + len(call.events) > _GROUP_EVENTS or size + size_bytes > _GROUP_BYTES
             if jobs and (waits or other or full):
                 break
             jobs.append(self._waiting.popleft())
@@ -132,12 +133,12 @@ class Lane(ABC):
             channels |= named
             publishers.add(call.publisher)
             events += len(call.events)
-            size += bytes_of_call
+            size += size_bytes
         return jobs
 
 
-class PlainLane(Lane):
-    """A lane of calls without If-Match, whose events need no folding here."""
+class SinglesQueue(PublishQueue):
+    """A queue of calls without If-Match, whose events need no folding here."""
 
     async def _store_jobs(self, jobs: list[Job]) -> None:
         jobs = [job for job in jobs if not job.answer.done()]  # Callers may have left.

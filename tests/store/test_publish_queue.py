@@ -10,12 +10,12 @@ import pytest
 from gateway.protocol.errors import (
     IdempotencyConflict,
     LimitExceeded,
-    MergeContention,
     PositionMismatch,
+    StoreBusy,
     StoreUnavailable,
 )
 from gateway.protocol.event import NewEvent
-from gateway.store.lane import PlainLane
+from gateway.store.publish_queue import SinglesQueue
 from gateway.store.publisher import Publisher
 from gateway.store.redis import PublishCall, RedisStore, Stored
 from tests.running import Valkey, until
@@ -109,12 +109,12 @@ async def test_if_match_sees_what_was_stored_before_it(
 
 
 async def test_callers_that_left_before_their_round_store_nothing(store: RedisStore) -> None:
-    lane = PlainLane(store, "default")
+    queue = SinglesQueue(store, "default")
     for stays in (1, 0):
         callers = [
-            asyncio.create_task(lane.publish(PublishCall([new("a", str(at))]))) for at in range(4)
+            asyncio.create_task(queue.publish(PublishCall([new("a", str(at))]))) for at in range(4)
         ]
-        while lane.waiting < 4:
+        while queue.waiting < 4:
             await asyncio.sleep(0)
         for caller in callers[stays:]:
             caller.cancel()
@@ -122,35 +122,35 @@ async def test_callers_that_left_before_their_round_store_nothing(store: RedisSt
         assert [isinstance(answer, list) for answer in answers] == [True] * stays + [False] * (
             4 - stays
         )
-    await lane.publish(PublishCall([new("a", "last")]))
+    await queue.publish(PublishCall([new("a", "last")]))
     assert [event.data for event in await read_ring(store, "a")] == [b"0", b"last"]
 
 
 async def test_no_more_callers_wait_than_the_bound(
     publisher: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.store.lane._WAITING_CALLS", 3)
+    monkeypatch.setattr("gateway.store.publish_queue._WAITING_CALLS", 3)
     answers = await all_at_once(publisher, *(new("a") for _ in range(10)))
     assert [isinstance(answer, list) for answer in answers] == [True] * 3 + [False] * 7
-    assert all(isinstance(answer, MergeContention) for answer in answers[3:])
+    assert all(isinstance(answer, StoreBusy) for answer in answers[3:])
 
 
 async def test_a_store_that_dies_fails_all_of_a_round_and_the_next_goes_on(
     redis: Valkey, store: RedisStore
 ) -> None:
-    lane = PlainLane(store, "default")
+    queue = SinglesQueue(store, "default")
     async with redis.client() as client:
         await client.client_pause(60_000)
-        callers = [asyncio.create_task(lane.publish(PublishCall([new("a")]))) for _ in range(10)]
-        while not callers[0].done() and lane.waiting == 0:
+        callers = [asyncio.create_task(queue.publish(PublishCall([new("a")]))) for _ in range(10)]
+        while not callers[0].done() and queue.waiting == 0:
             await asyncio.sleep(0)
-        await until(lambda: lane.waiting == 0)
+        await until(lambda: queue.waiting == 0)
         assert not any(caller.done() for caller in callers)
         await redis.stop(signal.SIGKILL)
     answers = await asyncio.gather(*callers, return_exceptions=True)
     assert all(isinstance(answer, StoreUnavailable) for answer in answers)
     await redis.start()
-    await lane.publish(PublishCall([new("a")]))
+    await queue.publish(PublishCall([new("a")]))
     assert len(await read_ring(store, "a")) == 1
 
 

@@ -13,7 +13,8 @@ from typing import Any
 import aiohttp
 from redis.asyncio import Redis
 
-from gateway.app import Gateway, build_gateway, listening
+from gateway.app import Gateway, build_gateway
+from gateway.serving import listening
 from gateway.settings import Settings
 from gateway.store.server_process import find_binary
 

@@ -75,7 +75,7 @@ def run(config: Path | None, overrides: dict[str, object], *, demo: bool) -> Non
     """Serve until told to stop."""
     settings = load_settings(config, overrides)
     # Here, so that the other commands start without the server's imports.
-    from gateway.app import serve as serve_forever
+    from gateway.serving import serve as serve_forever
 
     if not is_loopback(settings.host):
         messages().print(

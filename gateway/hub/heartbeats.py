@@ -5,8 +5,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from gateway.hub.counters import HubCounters
 from gateway.hub.group import Group
-from gateway.hub.passes import HubCounters, Passes
+from gateway.hub.passes import Passes
 from gateway.hub.subscriber import Subscriber
 from gateway.hub.subscription import Subscription
 from gateway.protocol.sse import encode_comment
@@ -48,29 +49,26 @@ class Heartbeats:
 
     def _beat(self, subscription: Subscription, now: float) -> None:
         half = self._interval / 2
-        silent = now - subscription.written_at - half
+        silent = now - subscription.silent_since - half
         if silent < 0 or not subscription.at_rest:
             return
         # A part early rather than late: the last one is due when the interval ends.
         due = min(_PARTS, 2 + int(silent / half * _PARTS))
         groups = subscription.plain_groups()
-        if subscription.beaten == 0:
+        if subscription.beaten_parts == 0:
             self._passes.heartbeat(subscription, HEARTBEAT)
             for group in groups:
-                group.begin_round()
-        while subscription.beaten < due:
+                group.begin_round(_PARTS)
+        while subscription.beaten_parts < due:
             for group in groups:
-                self._beat_part(subscription, group, _PARTS - subscription.beaten)
-            subscription.beaten += 1
-        if subscription.beaten == _PARTS:
-            # Whoever came during the round waits no longer than the others did.
-            grown = any(group.grown for group in groups)
-            subscription.written_at += half if grown else self._interval
-            subscription.beaten = 0
+                self._beat_part(group, _PARTS - subscription.beaten_parts)
+            subscription.beaten_parts += 1
+        if subscription.beaten_parts == _PARTS:
+            subscription.silent_since += self._interval
+            subscription.beaten_parts = 0
 
-    def _beat_part(self, subscription: Subscription, group: Group, parts_left: int) -> None:
+    def _beat_part(self, group: Group, parts_left: int) -> None:
         written, full = group.beat(HEARTBEAT, parts_left)
-        self._counters.bytes += written * len(HEARTBEAT)
+        self._counters.delivered_bytes += written * len(HEARTBEAT)
         for subscriber in full:
-            subscription.recede(subscriber)
             self._lag(subscriber)

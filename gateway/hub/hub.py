@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from gateway.hub.chunk import Chunk
+from gateway.hub.counters import HubCounters
 from gateway.hub.heartbeats import Heartbeats
 from gateway.hub.mirror import Mirror
-from gateway.hub.passes import HubCounters, Passes
+from gateway.hub.passes import Passes
 from gateway.hub.replays import Replays, States
 from gateway.hub.rings import RingReader
 from gateway.hub.subscriber import Connection, Subscriber
@@ -209,20 +210,28 @@ class Hub:
         limit = self._options.write_timeout_seconds
         while True:
             await asyncio.sleep(limit / 10)
-            oldest = time.monotonic() - limit
             for subscription in list(self._subscriptions.values()):
                 for subscriber in list(subscription.behind):
-                    if 0.0 < subscriber.full_since < oldest:
-                        # The rest of a chunk is unsent: anything more would land inside it.
-                        self.counters.timeouts += 1
-                        self.leave(subscriber)
-                        subscriber.connection.abort()
+                    if subscriber.full_since:
+                        self._look_at(subscriber, time.monotonic() - limit)
+
+    def _look_at(self, subscriber: Subscriber, oldest: float) -> None:
+        """End a stream whose reader has taken nothing since `oldest`, be it ever so slow."""
+        unsent = subscriber.connection.count_unsent()
+        if unsent != subscriber.unsent:
+            subscriber.unsent, subscriber.full_since = unsent, time.monotonic()
+        elif subscriber.full_since < oldest:
+            # The rest of a chunk is unsent: anything more would land inside it.
+            self.counters.timeouts += 1
+            self.leave(subscriber)
+            subscriber.connection.abort()
 
     def _lag(self, subscriber: Subscriber) -> None:
-        """Note that a subscriber that was current takes no more."""
+        """Take a subscriber that takes no more out of its lane: it is behind from now on."""
+        subscriber.subscription.recede(subscriber)
         subscriber.full_since = time.monotonic()
         subscriber.lagging = True
-        self.counters.lagging += 1
+        self.counters.lags += 1
 
     def _finish(self, subscriber: Subscriber) -> None:
         """Close a stream once its connection took everything, or at once."""

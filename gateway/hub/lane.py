@@ -58,7 +58,7 @@ class Lane:
             if self._apart is None:
                 self._apart = (Group(), KeptGroup())
             groups = self._apart
-        groups[subscriber.connection.fd < 0].add(subscriber)
+        _place(subscriber, groups).add(subscriber)
 
     def encode(self, chunk: Chunk, now: float, *, sync: bool = False) -> list[Leg]:
         """Return who is to get which bytes, and hold them until `let_go`."""
@@ -89,5 +89,11 @@ class Lane:
         for group in self._apart or ():
             for subscriber in list(filter(None, group.members)):
                 group.discard(subscriber)
-                self._together[subscriber.connection.fd < 0].add(subscriber)
+                _place(subscriber, self._together).add(subscriber)
         self._apart = None
+
+
+def _place(subscriber: Subscriber, groups: tuple[Group, Group]) -> Group:
+    """Return which of two groups a subscriber belongs to: that of sockets, or the other."""
+    sockets, kept = groups
+    return sockets if subscriber.connection.fd >= 0 else kept

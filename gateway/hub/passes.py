@@ -10,10 +10,12 @@ import time
 from bisect import bisect_right
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from heapq import heappop, heappush
+from itertools import count
 from operator import attrgetter
 
 from gateway.hub.chunk import CHUNK_LIMIT_BYTES, Chunk
+from gateway.hub.counters import HubCounters
 from gateway.hub.mirror import Mirror
 from gateway.hub.subscriber import Subscriber
 from gateway.hub.subscription import Pass, Subscription
@@ -27,25 +29,12 @@ ROOM_BYTES = 1024 * 1024
 """May wait for a subscription's next passes before its namespace's tail is held back."""
 
 
-@dataclass(slots=True)
-class HubCounters:
-    """What the hub did since it began."""
-
-    deliveries: int = 0
-    bytes: int = 0
-    passes: int = 0
-    lagging: int = 0
-    gaps: int = 0
-    conflations: int = 0
-    timeouts: int = 0
-
-
 class Passes:
     """Writes to current subscribers; all of it synchronous, in turns of the loop.
 
     `join_seconds` is the least time from one pass of a subscription to its next: from its end on
     when it carried several events, else from its beginning. `write` writes to
-    one subscriber. `lag` is told of whoever takes no more, after it was taken off its lane;
+    one subscriber. `lag` is told of whoever takes no more, and takes it off its lane;
     `observe` of the seconds from the oldest event of a pass to its beginning.
     """
 
@@ -63,10 +52,11 @@ class Passes:
         self._write = write
         self._lag = lag
         self._ready: deque[Subscription] = deque()
-        # In the order of their times, as each waits equally long from its last pass on.
-        self._later: deque[tuple[float, Subscription]] = deque()
+        self._later: list[tuple[float, int, Subscription]] = []
+        self._order = count()
         self._turn: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._wakes_at = 0.0
         self._crowded: defaultdict[Mirror, set[Subscription]] = defaultdict(set)
         self._room: dict[Mirror, asyncio.Future[None]] = {}
 
@@ -95,20 +85,28 @@ class Passes:
                 self._ready.append(subscription)
         elif subscription.due is None:
             subscription.due = due
-            self._later.append((due, subscription))
+            heappush(self._later, (due, next(self._order), subscription))
             self._arm(now)
 
     def _arm(self, now: float) -> None:
-        if self._timer is None and self._later:
-            delay = max(0.0, self._later[0][0] - now)
-            self._timer = asyncio.get_running_loop().call_later(delay, self._wake)
+        """See that the loop wakes us when the next pass is due."""
+        if not self._later:
+            return
+        first = self._later[0][0]
+        if self._timer is not None:
+            if self._wakes_at <= first:
+                return
+            self._timer.cancel()
+        self._wakes_at = first
+        delay = max(0.0, first - now)
+        self._timer = asyncio.get_running_loop().call_later(delay, self._wake)
 
     def _wake(self) -> None:
         self._timer = None
         # The clock of the loop may be a little ahead of ours.
         now = time.monotonic() + 0.001
         while self._later and self._later[0][0] <= now:
-            due, subscription = self._later.popleft()
+            due, _, subscription = heappop(self._later)
             if subscription.due == due:
                 subscription.due = 0.0
                 self._ready.append(subscription)
@@ -134,6 +132,7 @@ class Passes:
         if subscription.passing is not None:
             for lane in subscription.passing.lanes:
                 lane.let_go()
+        subscription.passing = None
         subscription.drop_waiting()
         subscription.due = None
         self._make_room(subscription)
@@ -165,7 +164,6 @@ class Passes:
             written, full = passing.advance(writes - done)
             done += written
             for subscriber in full:
-                subscription.recede(subscriber)
                 self._lag(subscriber)
         if passing.over:
             self._end(subscription, passing)
@@ -174,14 +172,14 @@ class Passes:
     def _begin(self, subscription: Subscription) -> Pass:
         entries = subscription.take_piece()
         now = time.monotonic()
-        subscription.passed_at = subscription.written_at = now
-        subscription.beaten = 0
+        subscription.passed_at = subscription.silent_since = now
+        subscription.beaten_parts = 0
         chunk = subscription.join(entries)
         self._serve_newcomers(subscription, entries)
         lanes = subscription.lanes()
         legs = [leg for lane in lanes for leg in lane.encode(chunk, now)]
         for group, data in legs:
-            self._counters.bytes += len(data) * len(group)
+            self._counters.delivered_bytes += len(data) * len(group)
             self._counters.deliveries += chunk.events * len(group)
         self._counters.passes += 1
         self._observe(max(0.0, time.time() - entries[0].id.ms / 1000))
@@ -220,7 +218,6 @@ class Passes:
             subscriber.position = chunk.end
             self._counters.deliveries += chunk.events
             if not self._write(subscriber, chunk):
-                subscription.recede(subscriber)
                 self._lag(subscriber)
 
     # -- holding the tail back ----------------------------------------------------------------

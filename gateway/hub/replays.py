@@ -7,16 +7,18 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Protocol, TypeVar
 
 from gateway.hub.chunk import Chunk
+from gateway.hub.counters import HubCounters
 from gateway.hub.mirror import Mirror, Missing, NeedsRings, Resumable, Verdict
-from gateway.hub.passes import HubCounters
 from gateway.hub.rings import RingReader
 from gateway.hub.subscriber import Subscriber
 from gateway.hub.subscription import REPLAY_LIMIT_BYTES, Subscription
 from gateway.hub.tail import Tail
-from gateway.protocol.errors import GatewayError, UnknownChannel
+from gateway.protocol.errors import GatewayError, StoreUnavailable, UnknownChannel
+from gateway.protocol.position import Position
 from gateway.protocol.sse import encode_block
 from gateway.protocol.stream_coding import closing_of
 
@@ -25,6 +27,7 @@ _TURN_LIMIT_BYTES = 256 * 1024  # Written to one subscriber that is behind, befo
 _TURN_RINGS = 512  # Read for one subscriber, before others' turn.
 _TURN_SUBSCRIBERS = 64  # Served between two yields to the loop.
 _CONFLATED_CHANNELS = 100  # Whose states may stand for lost events; beyond, it is a gap.
+_EVENTS_BYTES = 4096  # Lacking at most this, a reader gets events: no state need be rendered.
 _CONFLATED = ("evicted", "deleted", "too_large")
 _T = TypeVar("_T")
 
@@ -48,6 +51,14 @@ class _Stall:
 
     subscribers: dict[Subscriber, Sequence[str]] = field(default_factory=dict)
     wake: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class _Then(Enum):
+    """How to go on with a subscriber."""
+
+    EVENTS = "the rings have its next events"
+    GO_ON = "it got something else: look again"
+    WAIT = "it takes no more, waits for the store, or has left"
 
 
 class Replays:
@@ -75,7 +86,7 @@ class Replays:
         data = chunk.private(subscriber.coding)
         if last:
             data += closing_of(subscriber.coding)
-        self._counters.bytes += len(data)
+        self._counters.delivered_bytes += len(data)
         takes_more = subscriber.connection.write(data)
         if not takes_more:
             subscriber.full_since = time.monotonic()
@@ -105,20 +116,11 @@ class Replays:
         subscription = subscriber.subscription
         left = _TURN_LIMIT_BYTES
         while left > 0:
-            if not self._is_at_hand(subscriber):
-                verdict = subscription.mirror.judge(subscription.selection, subscriber.position)
-                conflated = self._try_to_conflate(subscriber, verdict, loaded)
-                if conflated is not None:
-                    if not conflated:
-                        return
-                    continue
-                if isinstance(verdict, NeedsRings):
-                    self.stall(subscriber)
-                    return
-                if isinstance(verdict, Missing):
-                    if not self._miss(subscriber, verdict):
-                        return
-                    continue
+            then = self._judge(subscriber, loaded)
+            if then is _Then.WAIT:
+                return
+            if then is _Then.GO_ON:
+                break
             chunk = subscription.chunk_after(subscriber.position)
             if chunk is None:
                 subscription.arrive(subscriber)
@@ -130,6 +132,22 @@ class Replays:
                 return
         asyncio.get_running_loop().call_soon(self.go_on, subscriber)
 
+    def _judge(self, subscriber: Subscriber, loaded: bool) -> _Then:
+        """Tell a subscriber of its gap or its state, where events will not do."""
+        if self._is_at_hand(subscriber):
+            return _Then.EVENTS
+        subscription = subscriber.subscription
+        verdict = subscription.mirror.judge(subscription.selection, subscriber.position)
+        then = self._try_to_conflate(subscriber, verdict, loaded)
+        if then is not _Then.EVENTS:
+            return then
+        if isinstance(verdict, NeedsRings):
+            self.stall(subscriber)
+            return _Then.WAIT
+        if isinstance(verdict, Missing):
+            return self._miss(subscriber, verdict)
+        return _Then.EVENTS
+
     @staticmethod
     def _is_at_hand(subscriber: Subscriber) -> bool:
         """Tell whether a replay made for others holds all that the subscriber lacks."""
@@ -140,8 +158,8 @@ class Replays:
         # It may reach over a cut, inside of which nobody resumes.
         return subscription.has_replay(position) and life is not None and life.vouches_for(position)
 
-    def _miss(self, subscriber: Subscriber, verdict: Missing) -> bool:
-        """Tell a subscriber of its gap; return whether it can be served on at once."""
+    def _miss(self, subscriber: Subscriber, verdict: Missing) -> _Then:
+        """Tell a subscriber of its gap."""
         subscription = subscriber.subscription
         mirror = subscription.mirror
         assert mirror.life is not None
@@ -149,7 +167,7 @@ class Replays:
         if subscriber.since and asked < mirror.life.floor:
             # Nothing that a span of time could mean lies before the namespace began.
             subscriber.position = mirror.life.floor
-            return True
+            return _Then.GO_ON
         resumed = verdict.oldest if subscriber.since else mirror.head
         self._counters.gaps += 1
         subscriber.position = resumed
@@ -159,44 +177,52 @@ class Replays:
         if ends:
             # It reads slower than events come: it begins again from the snapshot.
             self._finish(subscriber)
-            return False
-        return takes_more
+            return _Then.WAIT
+        return _Then.GO_ON if takes_more else _Then.WAIT
 
     # -- conflation ---------------------------------------------------------------------------
 
-    def _try_to_conflate(
-        self, subscriber: Subscriber, verdict: Verdict, loaded: bool
-    ) -> bool | None:
-        """Write states in place of the events that a slow reader lacks, where that is less.
-
-        Returns whether the subscriber can be served on at once; None when it is to get events.
-        """
+    def _try_to_conflate(self, subscriber: Subscriber, verdict: Verdict, loaded: bool) -> _Then:
+        """Write states in place of the events that a slow reader lacks, where that is less."""
         subscription = subscriber.subscription
         mirror = subscription.mirror
         if not subscriber.lagging or not mirror.namespace.conflate:
-            return None
+            return _Then.EVENTS
         if isinstance(verdict, Missing) and verdict.reason not in _CONFLATED:
-            return None
-        channels = mirror.moved_since(subscription.selection, subscriber.position)
-        if not 0 < len(channels) <= _CONFLATED_CHANNELS:
-            return None
+            return _Then.EVENTS
+        selection, position = subscription.selection, subscriber.position
+        channels = mirror.moved_since(selection, position)
+        if not 0 < len(channels) <= _CONFLATED_CHANNELS or position >= mirror.tailed:
+            return _Then.EVENTS
+        # The index may know of events that were not tailed yet.
+        newest = min(mirror.tailed, max(mirror.index[channel].last for channel in channels))
+        if isinstance(verdict, Resumable) and self._lacks_less(
+            subscription, position, newest, _EVENTS_BYTES
+        ):
+            return _Then.EVENTS
         chunk = self._reset(subscription, channels)
         if chunk is None:
             if loaded:
-                return None  # There is no room for all of them at once.
+                return _Then.EVENTS  # There is no room for all of them at once.
             self.stall(subscriber, channels)
-            return False
+            return _Then.WAIT
         size = len(chunk.data)
         if isinstance(verdict, Resumable):
-            position = subscriber.position
-            lacking = mirror.entries_after(subscription.selection, position, size)
-            if lacking[-1].id == max(mirror.index[channel].last for channel in channels):
-                return None
+            if self._lacks_less(subscription, position, newest, size):
+                return _Then.EVENTS
         elif size > REPLAY_LIMIT_BYTES and len(channels) > 1:
-            return None
+            return _Then.EVENTS
         self._counters.conflations += 1
         subscriber.position = chunk.end
-        return self.write(subscriber, chunk)
+        return _Then.GO_ON if self.write(subscriber, chunk) else _Then.WAIT
+
+    @staticmethod
+    def _lacks_less(
+        subscription: Subscription, position: Position, newest: Position, size_bytes: int
+    ) -> bool:
+        """Tell whether the events after `position`, up to `newest`, have at most so many bytes."""
+        lacking = subscription.mirror.entries_after(subscription.selection, position, size_bytes)
+        return not lacking or lacking[-1].id >= newest
 
     def _reset(self, subscription: Subscription, channels: Sequence[str]) -> Chunk | None:
         """Return the states of channels as events, at one position; made once for all who ask."""
@@ -238,19 +264,28 @@ class Replays:
                     self.go_on(subscriber)
             # A wide replay lets the narrow ones pass.
             wanting.sort(key=lambda want: len(want[0]))
-            try:
-                async for channels, is_states, subscriber in in_turns(wanting):
+            async for number, (channels, is_states, subscriber) in in_turns(
+                list(enumerate(wanting, 1))
+            ):
+                try:
                     if is_states:
                         await self._load(tail, channels)
                     else:
                         # Some of them: who stalled meanwhile is not kept waiting for all.
                         await rings.read(tail, channels[:_TURN_RINGS])
-                    self.go_on(subscriber, loaded=is_states)
-            except GatewayError as error:
-                _log.warning("replay: %s", error)
-                for _, _, subscriber in wanting:
-                    if subscriber in subscriber.subscription.behind:
-                        self._end(subscriber, "store")
+                except GatewayError as error:
+                    _log.warning("replay: %s", error)
+                    self._give_up(subscriber)
+                    if isinstance(error, StoreUnavailable):
+                        # It would say the same to all who wait.
+                        for _, _, other in wanting[number:]:
+                            self._give_up(other)
+                        break
+                self.go_on(subscriber, loaded=is_states)
+
+    def _give_up(self, subscriber: Subscriber) -> None:
+        if subscriber in subscriber.subscription.behind and not subscriber.full_since:
+            self._end(subscriber, "store")
 
     async def _load(self, tail: Tail, channels: Sequence[str]) -> None:
         for channel in channels:

@@ -12,6 +12,7 @@ from asyncio.trsock import TransportSocket
 from typing import Protocol
 
 from gateway.hub.subscriber import Subscriber
+from gateway.hub.writing import count_unacknowledged, write_one
 
 _EVENTS_A_TURN = 1024
 _DROPPED_BYTES = 65536
@@ -56,7 +57,7 @@ class SocketConnection:
         if self._head:
             chunk, self._head = self._head + chunk, b""
         assert self._rest is None, "nothing is written while the rest of a chunk is unsent"
-        outcome = _send(self.fd, chunk)
+        outcome = write_one(self.fd, chunk)
         if outcome == len(chunk):
             return True
         self.keep(chunk, outcome)
@@ -75,7 +76,7 @@ class SocketConnection:
         """Write more of the rest; return whether nothing of it is left."""
         if self._rest is None:
             return True
-        outcome = _send(self.fd, self._rest)
+        outcome = write_one(self.fd, self._rest)
         if outcome < 0:
             self._sockets.fail(self)
             return False
@@ -85,6 +86,10 @@ class SocketConnection:
         self._rest = None
         self._sockets.watch(self.fd, _IDLE)
         return True
+
+    def count_unsent(self) -> int:
+        """Return how many bytes the reader has not got yet, here and in the kernel."""
+        return (len(self._rest) if self._rest else 0) + count_unacknowledged(self.fd)
 
     def close(self) -> None:
         """Close the socket; a rest that is unsent is dropped. A second call does nothing."""
@@ -174,16 +179,6 @@ class Sockets:
         self._epoll.unregister(fd)
         _drop_input(fd)
         os.close(fd)
-
-
-def _send(fd: int, data: bytes | memoryview) -> int:
-    """Return the bytes that a socket took, 0 when it is full, or `-errno`."""
-    try:
-        return os.write(fd, data)
-    except BlockingIOError:
-        return 0
-    except OSError as error:
-        return -(error.errno or 0) or -1
 
 
 def _drop_input(fd: int) -> None:

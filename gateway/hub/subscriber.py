@@ -31,6 +31,9 @@ class Connection(Protocol):
         Takes no more until it is writable again. Only for a connection that has an `fd`.
         """
 
+    def count_unsent(self) -> int:
+        """Return how many bytes the reader has not got yet, here and in the kernel."""
+
     def close(self) -> None:
         """End the stream; everything before was handed over, or the connection takes no more."""
 
@@ -43,14 +46,15 @@ class Subscriber:
 
     `position` is the last that it got or came with; while it is current, the subscription's
     own may be further on and counts. It is current while it has a `group`, in which it stands
-    at `slot`. `full_since` is monotonic time in seconds, 0 while its connection takes more.
+    at `slot`. `full_since` is monotonic time in seconds, 0 while its connection takes more;
+    it moves on whenever the reader took some of the `unsent` bytes.
     `lagging` says that it was current and fell behind, `since` that it asked for a span of time,
     not for a position, `ending` that it is closed once its connection took everything.
     """
 
     __slots__ = (
         "coding", "connection", "ending", "full_since", "group", "lagging", "open",
-        "position", "since", "slot", "subscription",
+        "position", "since", "slot", "subscription", "unsent",
     )  # fmt: skip
 
     def __init__(
@@ -70,6 +74,7 @@ class Subscriber:
         self.group: Group | None = None
         self.slot = -1
         self.full_since = 0.0
+        self.unsent = 0
         self.lagging = False
         self.ending = False
         self.open = True

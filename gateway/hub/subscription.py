@@ -33,20 +33,19 @@ class Pass:
         self._leg = 0
         self._at = 0
 
-    def advance(self, writes: int) -> tuple[int, list[Subscriber]]:
-        """Write to the next places; return how many, and who takes no more for now."""
-        group, data = self.legs[self._leg]
-        start = self._at
-        self._at = min(start + writes, len(group.members))
-        full = group.write(data, start, self._at)
-        return self._at - start, full
-
     @property
     def over(self) -> bool:
-        """Whether every place was written to; goes on to the next group where one is done."""
-        while self._leg < len(self.legs) and self._at >= len(self.legs[self._leg][0].members):
-            self._leg, self._at = self._leg + 1, 0
+        """Whether every place was written to."""
         return self._leg == len(self.legs)
+
+    def advance(self, writes: int) -> tuple[int, list[Subscriber]]:
+        """Write to the next places, of one group; return how many, and who takes no more."""
+        group, data = self.legs[self._leg]
+        start, size = self._at, len(group.members)
+        stop = min(start + writes, size)
+        full = group.write(data, start, stop)
+        self._leg, self._at = (self._leg + 1, 0) if stop == size else (self._leg, stop)
+        return stop - start, full
 
     def reached(self, subscriber: Subscriber) -> bool:
         """Tell whether the chunk was written to a subscriber."""
@@ -63,14 +62,29 @@ class Subscription:
     that is under way; what was tailed since is `waiting` for the next one. Those `behind` are
     served from the rings by their own position. When one of them has everything it becomes
     current, or, while others have yet to be written to, a newcomer until that is done.
-    `written_at` is monotonic time in seconds of the last chunk for all; `beaten` counts the parts
-    of them that got a heartbeat since.
+    Times are monotonic seconds. `due` is when the next pass is to begin: None when nothing waits,
+    0 once it stands in the queue of those to be written. `passed_at` is what the time to join is
+    counted from. Heartbeats count from `silent_since`; of the round that is under way
+    `beaten_parts` are done.
     """
 
     __slots__ = (
-        "_lanes", "beaten", "behind", "due", "mirror", "newcomers", "passed_at", "passing",
-        "position", "replay", "reset", "selection", "snapshots", "waiting", "waiting_bytes",
-        "written_at",
+        "_lanes",
+        "beaten_parts",
+        "behind",
+        "due",
+        "mirror",
+        "newcomers",
+        "passed_at",
+        "passing",
+        "position",
+        "replay",
+        "reset",
+        "selection",
+        "silent_since",
+        "snapshots",
+        "waiting",
+        "waiting_bytes",
     )  # fmt: skip
 
     def __init__(self, selection: Selection, mirror: Mirror, snapshots: str, now: float) -> None:
@@ -88,8 +102,8 @@ class Subscription:
         self.waiting_bytes = 0
         self.due: float | None = None
         self.passed_at = 0.0
-        self.written_at = now
-        self.beaten = 0
+        self.silent_since = now
+        self.beaten_parts = 0
         self._lanes: dict[str, Lane] = {}
 
     def __len__(self) -> int:
@@ -111,9 +125,7 @@ class Subscription:
             yield from lane
 
     def lanes(self) -> list[Lane]:
-        """Return the lanes that somebody stands in; the others are forgotten."""
-        for coding in [coding for coding, lane in self._lanes.items() if not len(lane)]:
-            del self._lanes[coding]
+        """Return the lanes; somebody stands in each."""
         return list(self._lanes.values())
 
     def plain_groups(self) -> list[Group]:
@@ -157,18 +169,25 @@ class Subscription:
         """Take a subscriber out of its lane, to be served by its own position from now on."""
         if subscriber.group is not None:
             subscriber.position = self.position_of(subscriber)
-            subscriber.group.discard(subscriber)
+            self._step_out(subscriber)
         self.newcomers.discard(subscriber)
         self.behind.add(subscriber)
 
     def remove(self, subscriber: Subscriber) -> None:
         """Forget a subscriber, wherever it is."""
         if subscriber.group is not None:
-            subscriber.group.discard(subscriber)
+            self._step_out(subscriber)
         self.newcomers.discard(subscriber)
         self.behind.discard(subscriber)
         if not self.behind:
             self.replay = self.reset = None
+
+    def _step_out(self, subscriber: Subscriber) -> None:
+        assert subscriber.group is not None
+        subscriber.group.discard(subscriber)
+        # With nobody in it, a lane's encoder has no use. A pass under way keeps its own list.
+        if not len(self._lanes[subscriber.coding]):
+            del self._lanes[subscriber.coding]
 
     # -- what is written ----------------------------------------------------------------------
 
@@ -189,7 +208,6 @@ class Subscription:
         """Forget what waits: nobody is current, or all are served by position again."""
         self.waiting.clear()
         self.waiting_bytes = 0
-        self.passing = None
 
     def chunk_after(self, position: Position) -> Chunk | None:
         """Return a subscriber's next chunk, None when it has all that was tailed.

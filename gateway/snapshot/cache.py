@@ -32,6 +32,8 @@ class Mirrored(Protocol):
     @property
     def index(self) -> Mapping[str, IndexEntry]: ...
     @property
+    def tailed(self) -> Position: ...
+    @property
     def restarts(self) -> int: ...
     def exists(self, channel: str) -> bool: ...
 
@@ -172,7 +174,8 @@ class Snapshots:
         """
         kept = self._kept.get(channel)
         if mirror.exists(channel):
-            if kept is None:
+            # The store's state may have been read from beyond what was tailed.
+            if kept is None or kept.position > mirror.tailed:
                 return None
             self._kept.move_to_end(channel)
             return self._render(mirror, channel, kept, kept.position).body
@@ -183,6 +186,13 @@ class Snapshots:
     async def load(self, tail: Following, channel: str) -> None:
         """Fetch what `peek` needs; raises UnknownChannel, StoreUnavailable."""
         await self.get(tail, channel)
+        kept = self._kept.get(channel)
+        try:
+            async with asyncio.timeout(_BEHIND_SECONDS):
+                while kept is not None and kept.position > tail.mirror.tailed:
+                    await tail.changed()
+        except TimeoutError as error:
+            raise StoreUnavailable("this worker is behind the store") from error
 
     def _render(
         self, mirror: Mirrored, channel: str, kept: _Kept, at_least: Position | None

@@ -89,16 +89,20 @@ class PublishQueue(ABC):
             self._waiting_bytes = 0
 
     async def _round(self, jobs: list[Job]) -> None:
+        jobs = [job for job in jobs if not job.answer.done()]  # Callers may have left.
+        if not jobs:
+            return
         try:
             await self._store_jobs(jobs)
         except GatewayError as error:
-            left = [job for job in jobs if not job.answer.done()]
-            if len(left) < 2 or isinstance(error, _CONCERNS_ALL):
-                self._fail(left, error)
+            if len(jobs) == 1 or isinstance(error, _CONCERNS_ALL):
+                self._fail(jobs, error)
                 return
-            # One of them was refused, and nothing is stored: each for itself.
-            for job in left:
-                await self._round([job])
+            # One of them was refused, and nothing is stored. It need not be one that still waits,
+            # so that only a call of one may pass its error on.
+            middle = len(jobs) // 2
+            await self._round(jobs[:middle])
+            await self._round(jobs[middle:])
         except BaseException:
             self._fail(jobs, OutcomeUnknown("the publish was interrupted"))
             raise
@@ -141,9 +145,6 @@ class SinglesQueue(PublishQueue):
     """A queue of calls without If-Match, whose events need no folding here."""
 
     async def _store_jobs(self, jobs: list[Job]) -> None:
-        jobs = [job for job in jobs if not job.answer.done()]  # Callers may have left.
-        if not jobs:
-            return
         events = [event for job in jobs for event in job.call.events]
         call = PublishCall(events, publisher=jobs[0].call.publisher)
         stored = await self._store.publish(self._namespace, call)

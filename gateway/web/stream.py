@@ -25,10 +25,10 @@ from gateway.protocol.position import ORIGIN, Position
 from gateway.protocol.selector import Selection, parse_selection
 from gateway.protocol.sse import encode_block, encode_unavailable, jittered_retry_ms
 from gateway.protocol.stream_coding import opening_of
-from gateway.web.event_stream import EventStream, ResponseConnection
+from gateway.web.kept_transport import EventStream, ResponseConnection
 from gateway.web.problem import excerpt, problem
 from gateway.web.request import Names, read_query
-from gateway.web.take_over import HandedOver, Heads, can_take_over
+from gateway.web.take_over import HandedOver, Heads, socket_of
 
 _log = logging.getLogger(__name__)
 _SINCE = re.compile(r"([0-9]{1,9})([smhd])", re.ASCII)
@@ -90,7 +90,8 @@ class Streams:
         coding = negotiate_stream_coding(request.headers.get("Accept-Encoding"), offered)
         if request.method == "HEAD":
             response = EventStream(coding, offered=bool(offered))
-            await response.prepare(request)
+            with suppress(ConnectionError):  # Gone already; so below.
+                await response.prepare(request)
             return response
         tail = self._tails[selection.namespace]
         reason = await self._not_ready(tail, start)
@@ -159,7 +160,6 @@ class Streams:
             )  # fmt: skip
         # An EventSource never comes back after a 503; after this it does, spread over time.
         response = EventStream()
-        await response.prepare(request)
         retry_ms = jittered_retry_ms(self._options.retry_ms, random.random())
         # A new stream's first event sets the last event ID, to nothing when it has no id, and the
         # reader would come back without a position: WHATWG HTML 9.2.6.
@@ -167,7 +167,8 @@ class Streams:
         if start.malformed:
             asked = ORIGIN  # From before everything: it will be told of its gap yet.
         first = encode_block(id=asked) if asked is not None else b""
-        with suppress(ConnectionError):  # It may be gone already.
+        with suppress(ConnectionError):
+            await response.prepare(request)
             await response.write(first + encode_unavailable(reason, retry_ms))
             await response.write_eof()
         return response
@@ -184,11 +185,10 @@ class Streams:
                 since=start.since, malformed=start.malformed, coding=coding,
             )  # fmt: skip
 
-        transport = request.transport
-        if self._sockets is not None and transport is not None and can_take_over(request):
+        if self._sockets is not None and (sock := socket_of(request)) is not None:
             head = await self._heads.get(request, coding, offered=offered)
             try:
-                taken = self._sockets.take(transport.get_extra_info("socket"), head + opening)
+                taken = self._sockets.take(sock, head + opening)
             except OSError as error:
                 _log.warning("no stream can be opened: %s", error)
                 return await self._unavailable(request, "overload", start)
@@ -205,7 +205,9 @@ class Streams:
         join: Callable[[Connection], Subscriber],
     ) -> web.StreamResponse:
         """Keep a stream on aiohttp's transport until either side ends it."""
-        writer = await response.prepare(request)
+        writer = None
+        with suppress(ConnectionError):
+            writer = await response.prepare(request)
         transport = request.transport
         if transport is None or not isinstance(writer, StreamWriter):
             return response  # Gone before it began.

@@ -1,12 +1,13 @@
 """Taking a stream's socket over from aiohttp, so that request, task and transport can go."""
 
 import time
+from asyncio.trsock import TransportSocket
 from email.utils import formatdate
 from functools import lru_cache
 
 from aiohttp import web
 
-from gateway.web.event_stream import EventStream
+from gateway.web.kept_transport import EventStream
 
 
 class HandedOver(web.StreamResponse):
@@ -26,21 +27,23 @@ class HandedOver(web.StreamResponse):
         """Write no end."""
 
 
-def can_take_over(request: web.Request) -> bool:
-    """Tell whether nothing but plain bytes goes through the request's connection.
+def socket_of(request: web.Request) -> TransportSocket | None:
+    """Return the request's socket when nothing but plain bytes goes through it, else None.
 
     Not one with TLS, one where an answer before this is still being sent, or one whose request
     has a body: there is more to them than the socket.
     """
     transport = request.transport
-    return (
-        transport is not None
-        and not transport.is_closing()
-        and transport.get_extra_info("socket") is not None
-        and transport.get_extra_info("sslcontext") is None
-        and transport.get_write_buffer_size() == 0
-        and not request.body_exists
-    )
+    if (
+        transport is None
+        or transport.is_closing()
+        or transport.get_extra_info("sslcontext") is not None
+        or transport.get_write_buffer_size() > 0
+        or request.body_exists
+    ):
+        return None
+    sock: TransportSocket | None = transport.get_extra_info("socket")
+    return sock
 
 
 class Heads:

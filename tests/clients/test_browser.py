@@ -197,9 +197,9 @@ async def test_the_console_takes_a_state_in_place_of_the_events_that_it_was_too_
         way.open.clear()
         counters, idle = running.gateway.hub.counters, 0
         while idle < 5:  # Until every buffer on the way is full.
-            written = counters.bytes
+            written = counters.delivered_bytes
             await store([("boards/a", "many", "x" * 2000)] * 100)
-            idle = idle + 1 if counters.lagging and counters.bytes == written else 0
+            idle = idle + 1 if counters.lags and counters.delivered_bytes == written else 0
         async with session.delete(f"{running.url}/channels/boards/c") as response:
             assert response.status == 200
         await store([("boards/a", "old", ""), ("boards/b", "price", 2), ("boards/a", "many", 77)])

@@ -10,6 +10,7 @@ import orjson
 import pytest
 
 from gateway.protocol.coding import compress
+from gateway.protocol.position import Position
 from gateway.snapshot import cache, variants
 from tests.running import Valkey, until
 from tests.web.client import Client
@@ -278,3 +279,29 @@ async def test_after_the_minimum_interval_the_snapshot_is_rendered_anew(start: S
 
 def _has_come(at: float) -> bool:
     return time.monotonic() > at
+
+
+async def test_a_state_read_from_beyond_the_tail_is_not_shown_as_of_the_tail(
+    start: Start,
+) -> None:
+    client = await start({"namespaces": {"prices": {"reducer": "keyed", "conflate": True}}})
+    gateway = client.gateway
+    tail, snapshots = gateway.tails["prices"], gateway.snapshots
+    await client.publish("prices/a", b"0", "?key=k")
+    await client.settle()
+    held: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    gateway.hub.room = lambda mirror: None if held.done() else held  # type: ignore[method-assign]
+    # One read is under way already, and takes one event more.
+    for number in (b"1", b"2"):
+        await client.publish("prices/a", number, "?key=k")
+    last = Position.parse(await client.publish("prices/a", b"3", "?key=k"))
+    loading = asyncio.create_task(snapshots.load(tail, "prices/a"))
+    await until(lambda: snapshots.counters.loads == 1)
+    assert tail.mirror.tailed < last
+    assert snapshots.peek(tail.mirror, "prices/a") is None
+    held.set_result(None)
+    await loading
+    assert tail.mirror.tailed >= last
+    shown = snapshots.peek(tail.mirror, "prices/a")
+    assert shown is not None
+    assert orjson.loads(shown)["state"] == {"k": "3"}

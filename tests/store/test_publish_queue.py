@@ -168,3 +168,17 @@ async def test_a_batch_whose_caller_leaves_is_stored_whole(
     while await calls(redis) == before:
         await asyncio.sleep(0.005)
     assert [event.data for event in await read_ring(store, "a")] == [b"1", b"2"]
+
+
+async def test_nobody_is_told_the_refusal_of_one_who_left(redis: Valkey) -> None:
+    async with open_store(redis.url, replace(DEFAULT, channels_limit=2)) as store:
+        queue = SinglesQueue(store, "default")
+        for channel in ("one", "two"):
+            await queue.publish(PublishCall([new(channel)]))
+        refused = asyncio.create_task(queue.publish(PublishCall([new("three")])))
+        valid = asyncio.create_task(queue.publish(PublishCall([new("one")])))
+        for waiting in (2, 0):  # Both go into one call, which the first of them spoils.
+            while queue.waiting != waiting:
+                await asyncio.sleep(0)
+        refused.cancel()
+        assert len(await valid) == 1

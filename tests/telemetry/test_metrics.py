@@ -108,7 +108,7 @@ async def test_lags_and_ended_subscribers_are_counted(start: Start) -> None:
     )
     async with open_raw(client.worker, "/events/a", receive_buffer_bytes=4096) as stuck:
         assert isinstance(stuck, RawStream)
-        while not client.gateway.hub.counters.lagging:
+        while not client.gateway.hub.counters.lags:
             await client.publish_lines([{"channel": "a", "data": "x" * 16_000}] * 50)
             await client.settle()
         await until(lambda: client.gateway.hub.counters.timeouts)

@@ -28,7 +28,7 @@ def lines(first: int, count: int) -> list[dict[str, object]]:
 
 async def fill(client: Client, ids: list[str]) -> None:
     """Publish until a subscriber lags; `ids` takes the positions."""
-    while client.gateway.hub.counters.lagging == 0:
+    while client.gateway.hub.counters.lags == 0:
         ids += await client.publish_lines(lines(len(ids), 64))
         await client.settle()
         assert len(ids) < 2000, "nothing ever filled up"
@@ -130,11 +130,11 @@ async def test_a_subscriber_that_never_reads_is_ended_and_costs_no_more_than_its
         ) as stuck:
             ids: list[str] = []
             await fill(client, ids)
-            written = hub.counters.bytes
+            written = hub.counters.delivered_bytes
             ids += await client.publish_lines(lines(len(ids), 200))
             await client.settle()
             # Neither events nor heartbeats go to a full connection.
-            assert hub.counters.bytes == written
+            assert hub.counters.delivered_bytes == written
             assert hub.subscribers == 1
             await until(lambda: hub.counters.timeouts == 1)
             assert hub.subscribers == 0
@@ -161,3 +161,27 @@ async def test_many_subscribers_that_leave_in_the_middle_of_a_write_leave_nothin
         await until(lambda: client.gateway.hub.subscribers == 0)
         assert client.gateway.hub.count_lagging() == 0
     assert caplog.records == []
+
+
+async def test_a_reader_that_takes_a_little_now_and_then_is_never_ended(start: Start) -> None:
+    client = await start(
+        {
+            "streams": {
+                "write_timeout_seconds": 0.5, "send_buffer_bytes": 4096, "buffer_limit_bytes": 4096,
+            },
+        }
+    )  # fmt: skip
+    hub = client.gateway.hub
+    async with open_raw(
+        client.worker, "/events/a", receive_buffer_bytes=RECEIVE_BUFFER_BYTES
+    ) as slow:
+        await slow.read_until(b"\n\n")
+        await client.publish("a", b"x" * 60_000)
+        await until(hub.count_lagging)
+        reading = asyncio.create_task(slow.read_slowly(20_000))
+        # It takes several times as long as a reader may take nothing.
+        await until(lambda: slow.body.endswith(b"x\n\n"))
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+        assert hub.counters.timeouts == 0
+        assert hub.subscribers == 1

@@ -458,10 +458,10 @@ async def test_a_reset_is_as_described(start: Start) -> None:
         lines = [{"channel": "slow/a", "key": "k", "data": "x" * 900}] * 100
         idle = 0
         while idle < 5:  # Until every buffer on the way is full.
-            written = counters.bytes
+            written = counters.delivered_bytes
             await client.publish_lines(lines)
             await client.settle()
-            idle = idle + 1 if counters.lagging and counters.bytes == written else 0
+            idle = idle + 1 if counters.lags and counters.delivered_bytes == written else 0
         await client.publish("slow/a", b"end", "?key=k")
         slow.widen()
         await slow.read_until(b':"end"}')

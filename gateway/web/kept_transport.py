@@ -15,6 +15,7 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import StreamWriter
 from aiohttp_sse import EventSourceResponse
 
+from gateway.hub.writing import count_unacknowledged
 from gateway.protocol.cache_control import STREAM
 from gateway.protocol.coding import IDENTITY
 
@@ -60,6 +61,7 @@ class ResponseConnection:
         self._limit = buffer_limit_bytes
         self._wake = asyncio.Event()
         self._closing = False
+        self._waiting = False
         transport.set_write_buffer_limits(high=buffer_limit_bytes)
         if send_buffer_bytes and (sock := transport.get_extra_info("socket")):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
@@ -80,16 +82,25 @@ class ResponseConnection:
         if self._transport.get_write_buffer_size() > self._limit:
             self._wake.set()
             return False
-        return True
+        return not self._transport.is_closing()  # It may have found its reader gone.
 
     def keep(self, chunk: bytes, outcome: int) -> None:
         """Never called: it has no socket that others write to."""
         raise NotImplementedError
 
+    def count_unsent(self) -> int:
+        """Return how many bytes the reader has not got yet, here and in the kernel."""
+        sock = self._transport.get_extra_info("socket")
+        in_kernel = count_unacknowledged(sock.fileno()) if sock is not None else 0
+        return self._transport.get_write_buffer_size() + in_kernel
+
     def close(self) -> None:
-        """Let `serve` return once everything before is handed over."""
+        """Let `serve` return, but drop what it waits for room for."""
         self._closing = True
         self._wake.set()
+        if self._waiting:
+            # Off the hub nobody else would end a reader that takes nothing.
+            self._transport.abort()
 
     def abort(self) -> None:
         """Drop the connection and what it did not send."""
@@ -103,6 +114,8 @@ class ResponseConnection:
             self._wake.clear()
             if self._closing:
                 return
+            self._waiting = True
             await self._writer.drain()
+            self._waiting = False
             if not self._closing:
                 writable()

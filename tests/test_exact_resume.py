@@ -39,7 +39,7 @@ FOLLOWED = ("board/a", "board/b", "board/c/d", "left", "right")
 CHANNELS = (*FOLLOWED, "noise/a", "noise/b", "noise/c", "noise/d")
 SELECTIONS = (("left",), ("board/*",), ("left", "right", "board/*"), ("right", "board/a"))
 SETTINGS: dict[str, Any] = {
-    "namespaces": {"default": {"ring_limit_events": RING}},
+    "namespaces": {"default": {"ring_limit_events": RING, "stream_codings": ["gzip"]}},
     "store": {"block_ms": 100},
     # All that is followed fits in, but not the noise too: rings are dropped and read again.
     "mirror": {"limit_bytes": 12_500},
@@ -85,7 +85,8 @@ class History:
 class Subscriber:
     """One reader, by its own account: where it is and what it got since the last check."""
 
-    def __init__(self, selectors: tuple[str, ...]) -> None:
+    def __init__(self, selectors: tuple[str, ...], coding: str = "identity") -> None:
+        self.coding = coding
         self.selection = parse_selection(selectors, ())
         self.query = "&".join(f"channel={selector}" for selector in selectors)
         self.position: Position | None = None
@@ -97,13 +98,14 @@ class Subscriber:
         return self.reading is not None and not self.reading.done()
 
     async def connect(self, session: aiohttp.ClientSession, url: str) -> None:
-        headers = {"Accept": "text/event-stream"}
+        headers = {"Accept": "text/event-stream", "Accept-Encoding": self.coding}
         if self.position is not None:
             headers["Last-Event-ID"] = str(self.position)
         response = await session.get(
             f"{url}/events?{self.query}", headers=headers, timeout=aiohttp.ClientTimeout(None)
         )
         assert response.status == 200
+        assert response.headers.get("Content-Encoding", "identity") == self.coding
         stream = Stream(response)
         first = await stream.next()
         assert first is not None
@@ -241,12 +243,12 @@ class ExactResume(RuleBasedStateMachine):
     # -- what subscribers do --------------------------------------------------------------
 
     @precondition(lambda self: len(self.subscribers) < 6)
-    @rule(selectors=st.sampled_from(SELECTIONS))
-    def subscribe(self, selectors: tuple[str, ...]) -> None:
-        self.runner.run(self._subscribe(selectors))
+    @rule(selectors=st.sampled_from(SELECTIONS), coding=st.sampled_from(("identity", "gzip")))
+    def subscribe(self, selectors: tuple[str, ...], coding: str = "identity") -> None:
+        self.runner.run(self._subscribe(selectors, coding))
 
-    async def _subscribe(self, selectors: tuple[str, ...]) -> None:
-        subscriber = Subscriber(selectors)
+    async def _subscribe(self, selectors: tuple[str, ...], coding: str) -> None:
+        subscriber = Subscriber(selectors, coding)
         self.subscribers.append(subscriber)
         await subscriber.connect(self.session, self.url)
         await self._expect(subscriber, [])

@@ -1,5 +1,6 @@
 """The load client counts right: against a server that does to events what it is told to."""
 
+import os
 import shutil
 import socket
 import threading
@@ -9,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 
 from benchmarks.load import Load, Report, compile_load, load_client
-from benchmarks.peers.base import Running
+from benchmarks.peers.base import local_server
 
 pytestmark = pytest.mark.skipif(
     not (shutil.which("cc") and shutil.which("taskset")), reason="needs a C compiler and Linux"
@@ -97,14 +98,10 @@ def _read_request(connection: socket.socket) -> bytes:
 
 @contextmanager
 def loaded(server: TamperingServer) -> Iterator[Load]:
-    running = Running(
-        host="127.0.0.1",
-        port=server.port,
-        stream_path=lambda channel: f"/streams/{channel}",
-        publish_path=lambda channel: f"/publish/{channel}",
-    )
     with load_client(0) as load:
-        load.serve_from(running, "c/N0N", block=True, patience=PATIENCE_SECONDS)
+        load.serve_from(
+            local_server(server.port, os.getpid()), "c/N0N", block=True, patience=PATIENCE_SECONDS
+        )
         yield load
 
 
@@ -184,6 +181,20 @@ def test_a_gap_is_counted_and_what_it_tells_of_is_not_missing() -> None:
 
     assert (report.deliveries, report.gaps, report.missing) == (EVENTS - 2, 1, 0)
     assert report.problems() == ["1 gaps"]
+
+
+def test_a_state_in_place_of_events_is_a_gap_and_nothing_damaged() -> None:
+    def conflate(blocks: list[bytes]) -> list[bytes]:
+        state = b",".join(
+            b'"%d":%s' % (number, block.partition(b"data: ")[2].strip())
+            for number, block in enumerate(blocks[:3])
+        )
+        reset = b'id: 2-0\nevent: reset\ndata: {"channel":"c/0","state":{%s}}\n\n' % state
+        return [reset, *blocks[3:]]
+
+    report = count(conflate)
+
+    assert (report.gaps, report.damaged, report.deliveries, report.missing) == (1, 0, 2, 0)
 
 
 @pytest.mark.parametrize("chunked", [False, True])

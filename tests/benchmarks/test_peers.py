@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from benchmarks.peers import PEERS
-from benchmarks.peers.base import Peer, Running
+from benchmarks.peers.base import Peer, Server
 from benchmarks.peers.processes import free_port, serving
 from benchmarks.peers.pypi import AiohttpSse
 from tests.running import Block, Stream, follow
@@ -33,10 +33,10 @@ def peer(request: pytest.FixtureRequest) -> Peer:
 
 @asynccontextmanager
 async def readers(
-    session: aiohttp.ClientSession, running: Running, count: int
+    session: aiohttp.ClientSession, server: Server, count: int
 ) -> AsyncIterator[list[Stream]]:
     """Follow the channel several times."""
-    url = f"http://{running.host}:{running.port}{running.stream_path(CHANNEL)}"
+    url = f"http://{server.host}:{server.port}{server.stream_path(CHANNEL)}"
     async with AsyncExitStack() as stack:
         yield [await stack.enter_async_context(follow(session, url)) for _ in range(count)]
 
@@ -48,9 +48,9 @@ async def next_with_data(stream: Stream) -> Block:
     raise AssertionError("the stream has ended")
 
 
-def post(running: Running, bodies: list[str], path: str, headers: dict[str, str]) -> None:
+def post(server: Server, bodies: list[str], path: str, headers: dict[str, str]) -> None:
     """Publish over one connection, which the server must leave open."""
-    with closing(http.client.HTTPConnection(running.host, running.port, timeout=20)) as connection:
+    with closing(http.client.HTTPConnection(server.host, server.port, timeout=20)) as connection:
         connection.connect()
         connection.auto_open = 0
         for body in bodies:
@@ -63,16 +63,16 @@ def post(running: Running, bodies: list[str], path: str, headers: dict[str, str]
 async def test_a_peer_sends_every_event_to_every_reader_in_order(
     peer: Peer, session: aiohttp.ClientSession
 ) -> None:
-    with peer.start(0, LOAD_CORE) as running:
-        async with readers(session, running, 2) as streams:
-            post(running, BODIES, running.publish_path(CHANNEL), running.publish_headers)
+    with peer.start(0, LOAD_CORE) as server:
+        async with readers(session, server, 2) as streams:
+            post(server, BODIES, server.publish_path(CHANNEL), server.publish_headers)
             for stream in streams:
                 blocks = [await next_with_data(stream) for _ in BODIES]
                 assert [block.data for block in blocks] == BODIES
                 assert len({block.id for block in blocks} - {""}) == len(BODIES)
-        assert psutil.pid_exists(running.pid)
+        assert psutil.pid_exists(server.pid)
         started = psutil.Process().children(recursive=True)
-        assert running.pid in {process.pid for process in started}
+        assert server.pid in {process.pid for process in started}
     assert [process for process in started if process.is_running()] == []
 
 
@@ -80,12 +80,12 @@ async def test_a_peer_that_takes_batches_sends_each_line_as_an_event(
     peer: Peer, session: aiohttp.ClientSession
 ) -> None:
     lines = "\n".join(f'{{"channel":"{CHANNEL}","data":{body}}}' for body in BODIES)
-    with peer.start(0, LOAD_CORE) as running:
-        if not running.batch_path:
+    with peer.start(0, LOAD_CORE) as server:
+        if not server.batch_path:
             pytest.skip(f"{peer.name} takes no batches")
-        async with readers(session, running, 2) as streams:
-            headers = {**running.publish_headers, "Content-Type": "application/x-ndjson"}
-            post(running, [lines, lines], running.batch_path, headers)
+        async with readers(session, server, 2) as streams:
+            headers = {**server.publish_headers, "Content-Type": "application/x-ndjson"}
+            post(server, [lines, lines], server.batch_path, headers)
             for stream in streams:
                 blocks = [await next_with_data(stream) for _ in BODIES * 2]
                 assert [block.data for block in blocks] == BODIES * 2

@@ -186,7 +186,7 @@ _ENCODERS: Mapping[str, type[StreamEncoder]] = {
     encoder.coding: encoder for encoder in (_Zstd, _Gzip)
 }
 STREAM_CODINGS = tuple(_ENCODERS)
-"""Every coding of streams, the preferred first."""
+"""Every coding of streams. Which is preferred is a setting."""
 
 
 def open_encoder(coding: str) -> StreamEncoder:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.bench import Bench, Contender, Sample, Scenario, run_scenario
-from benchmarks.load import NoCompilerError, compile_load
+from benchmarks.compiling import NoCompilerError
+from benchmarks.load import compile_load
 from benchmarks.machine import describe_machine
 from benchmarks.peers import PEERS
 from benchmarks.scenarios import SCENARIOS
@@ -104,15 +105,15 @@ def choose(
 
 def able(contenders: Sequence[Contender], excused: set[str]) -> list[Contender]:
     """Return those that can run, and say once what the others lack."""
-    running = []
+    found = []
     for contender in contenders:
         lack = contender.peer({}).missing()
         if not lack:
-            running.append(contender)
+            found.append(contender)
         elif lack not in excused:
             excused.add(lack)
             print(f"not here: {lack}")
-    return running
+    return found
 
 
 def say(text: str) -> None:

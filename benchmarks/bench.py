@@ -11,7 +11,7 @@ from typing import Self
 from benchmarks.load import NUMBER, Load, Report, load_client
 from benchmarks.machine import core_busy_seconds, cpu_seconds
 from benchmarks.peers import PEERS
-from benchmarks.peers.base import Peer, Running
+from benchmarks.peers.base import Peer, Server
 from benchmarks.peers.gateway import GatewayPeer
 
 CHANNEL = f"bench/{NUMBER}"
@@ -88,13 +88,15 @@ class Scenario:
     reference: str = ""
     """The peer that `--peers` adds by itself: what the kernel allows."""
     runs: int = 3
+    lines: tuple[Column, ...] = ()
+    """Drawn over the number that its cases, `NAME: NUMBER`, go up to; without, bars."""
 
 
 @dataclass
 class Session:
     """A server that runs, and the load on it."""
 
-    running: Running
+    server: Server
     load: Load
     core: int
     problems: list[str] = field(default_factory=list)
@@ -115,7 +117,7 @@ class Session:
 
     def publish(self, **values: Value) -> "Measured":
         """Publish until all has arrived, and see what it cost the server."""
-        with Costs(self.running, self.core) as costs:
+        with Costs(self.server, self.core) as costs:
             report = self.load.command("publish", **values)
         return Measured(report, costs, self.take_problems() + report.problems())
 
@@ -124,7 +126,7 @@ class Session:
 
         In batches where it takes them, else one by one, with many on their way.
         """
-        if self.running.batch_path:
+        if self.server.batch_path:
             return self.publish(batch=BATCH_EVENTS, depth=2, **values)
         return self.publish(batch=1, depth=PIPELINE, **values)
 
@@ -138,18 +140,18 @@ class Session:
 class Costs:
     """What a server uses of its core while the block runs, and what is left of it for others."""
 
-    def __init__(self, running: Running, core: int) -> None:
-        self._running = running
+    def __init__(self, server: Server, core: int) -> None:
+        self._server = server
         self._core = core
         self._before = self._read()
         self.seconds = self.server_seconds = self.redis_seconds = self.core_seconds = 0.0
 
     def _read(self) -> tuple[float, float, float, float]:
-        running = self._running
+        server = self._server
         return (
             time.monotonic(),
-            cpu_seconds(running.pid),
-            cpu_seconds(running.redis_pid),
+            cpu_seconds(server.pid),
+            cpu_seconds(server.redis_pid),
             core_busy_seconds(self._core),
         )
 
@@ -200,6 +202,10 @@ class Measured:
             **self.costs.figures(),
         }
 
+    def carried(self, events_per_second: float, seconds: float) -> float:
+        """Return the share of the wanted events that the server let be published."""
+        return self.report.published / (events_per_second * seconds)
+
     def sample(self, contender: Contender, case: str, **more: float) -> Sample:
         """Return it as a sample of one case."""
         figures = {**self.figures(), **more}
@@ -220,31 +226,31 @@ CPU_COLUMNS = (
 
 
 @contextmanager
-def session(
+def open_session(
     bench: Bench, contender: Contender, settings: Mapping[str, str] | None = None
 ) -> Iterator[Session]:
     """Run a contender and a load client for it, each on its core."""
     peer = contender.peer(settings or {})
     with (
-        peer.start(bench.core, bench.load_core) as running,
-        loading(bench, running) as started,
+        peer.start(bench.core, bench.load_core) as server,
+        loading(bench, server) as started,
     ):
         yield started
 
 
 @contextmanager
-def loading(bench: Bench, running: Running) -> Iterator[Session]:
+def loading(bench: Bench, server: Server) -> Iterator[Session]:
     """Run a load client for a server that runs."""
     with load_client(bench.load_core) as load:
-        load.serve_from(running, CHANNEL, block=begins_with_block(running))
-        yield Session(running, load, bench.core)
+        load.serve_from(server, CHANNEL, block=begins_with_block(server))
+        yield Session(server, load, bench.core)
 
 
-def begins_with_block(running: Running) -> bool:
+def begins_with_block(server: Server) -> bool:
     """Say whether a stream begins with a block at once; only then can one wait for it."""
-    target = running.stream_path(CHANNEL.replace(NUMBER, "0"))
-    request = f"GET {target} HTTP/1.1\r\nHost: {running.host}\r\nAccept: text/event-stream\r\n\r\n"
-    with socket.create_connection((running.host, running.port), timeout=10) as connection:
+    target = server.stream_path(CHANNEL.replace(NUMBER, "0"))
+    request = f"GET {target} HTTP/1.1\r\nHost: {server.host}\r\nAccept: text/event-stream\r\n\r\n"
+    with socket.create_connection((server.host, server.port), timeout=10) as connection:
         connection.sendall(request.encode())
         seen = b""
         until = time.monotonic() + 10

@@ -1,11 +1,12 @@
-"""Samples as a PNG: one panel a scenario, medians with their spread; needs matplotlib."""
+"""Samples as a PNG: medians with their spread, as bars or as lines; needs matplotlib."""
 
+import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from benchmarks.bench import Sample, Scenario
+from benchmarks.bench import Column, Sample, Scenario
 
 PANEL_INCHES = (7.5, 4.2)
 PANELS_IN_A_ROW = 2
@@ -18,6 +19,16 @@ COLOURS = {
     "aiohttp-sse": "#8250df",
     "sse-starlette": "#cf222e",
 }
+
+
+class Panel(NamedTuple):
+    """One figure of some samples; as lines where their cases are numbers."""
+
+    title: str
+    column: Column
+    samples: list[Sample]
+    number_of: str = ""
+    """What the cases number; empty for bars."""
 
 
 class NoMatplotlibError(Exception):
@@ -41,53 +52,93 @@ def draw(path: Path, measured: Sequence[tuple[Scenario, Sequence[Sample]]]) -> N
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
-    for axis, (scenario, title, samples) in zip(axes, panels, strict=False):
-        _draw_bars(axis, scenario, title, samples)
+    for axis, panel in zip(axes, panels, strict=False):
+        (_draw_lines if panel.number_of else _draw_bars)(axis, panel)
+        axis.set_ylabel(panel.column.title)
+        axis.set_title(panel.title, fontsize=9, wrap=True)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.legend(fontsize=8, frameon=False)
     figure.savefig(path, dpi=110)
 
 
-def _panels(
-    scenario: Scenario, samples: Sequence[Sample]
-) -> list[tuple[Scenario, str, list[Sample]]]:
+def _panels(scenario: Scenario, samples: Sequence[Sample]) -> list[Panel]:
     """Return what is drawn apart: where cases vary several things, each thing by itself."""
-    drawn = [sample for sample in samples if scenario.columns[0].key in sample.figures]
-    if scenario.name != "growth":
-        return [(scenario, scenario.title, drawn)] if drawn else []
-    kinds = dict.fromkeys(sample.case.split(":")[0] for sample in drawn)
+    if not scenario.lines:
+        column = scenario.columns[0]
+        drawn = [sample for sample in samples if column.key in sample.figures]
+        return [Panel(f"{scenario.name}: {scenario.title}", column, drawn)] if drawn else []
+    numbered = [sample for sample in samples if sample.case]
     return [
-        (scenario, f"cost by {kind}", [s for s in drawn if s.case.startswith(f"{kind}:")])
-        for kind in kinds
+        Panel(
+            f"{scenario.name}: {column.title} by {kind}",
+            column,
+            [sample for sample in numbered if sample.case.startswith(f"{kind}:")],
+            kind,
+        )
+        for kind in dict.fromkeys(sample.case.split(":")[0] for sample in numbered)
+        for column in scenario.lines
     ]
 
 
-def _draw_bars(axis: Any, scenario: Scenario, title: str, samples: Sequence[Sample]) -> None:
-    column = scenario.columns[0]
-    cases = list(dict.fromkeys(sample.case for sample in samples))
-    servers = list(dict.fromkeys(sample.server for sample in samples))
+def _spread(panel: Panel, server: str, case: str) -> tuple[float, float, float] | None:
+    """Return the least, the median and the most; None where nothing was measured."""
+    values = [
+        sample.figures[panel.column.key] * panel.column.scale
+        for sample in panel.samples
+        if (sample.case, sample.server) == (case, server) and panel.column.key in sample.figures
+    ]
+    return (min(values), statistics.median(values), max(values)) if values else None
+
+
+def _measured(panel: Panel, server: str, cases: Sequence[str]) -> tuple[list[int], Any, Any]:
+    """Return which cases a server has, their medians, and how far the others are from them."""
+    found = {index: _spread(panel, server, case) for index, case in enumerate(cases)}
+    spreads = {index: spread for index, spread in found.items() if spread}
+    medians = [middle for _, middle, _ in spreads.values()]
+    below = [middle - least for least, middle, _ in spreads.values()]
+    above = [most - middle for _, middle, most in spreads.values()]
+    return list(spreads), medians, (below, above)
+
+
+def _draw_bars(axis: Any, panel: Panel) -> None:
+    cases = list(dict.fromkeys(sample.case for sample in panel.samples))
+    servers = list(dict.fromkeys(sample.server for sample in panel.samples))
+    digits = panel.column.digits
     width = 0.8 / len(servers)
     for place, server in enumerate(servers):
-        positions, heights, below, above = [], [], [], []
-        for index, case in enumerate(cases):
-            values = sorted(
-                sample.figures[column.key] * column.scale
-                for sample in samples
-                if (sample.case, sample.server) == (case, server)
-            )
-            if not values:
-                continue
-            middle = statistics.median(values)
-            positions.append(index + (place - (len(servers) - 1) / 2) * width)
-            heights.append(middle)
-            below.append(middle - values[0])
-            above.append(values[-1] - middle)
+        indexes, heights, around = _measured(panel, server, cases)
         bars = axis.bar(
-            positions, heights, width * 0.92, yerr=(below, above), label=server,
+            [index + (place - (len(servers) - 1) / 2) * width for index in indexes],
+            heights, width * 0.92, yerr=around, label=server,
             color=COLOURS.get(server), error_kw={"elinewidth": 0.8, "ecolor": "#333333"},
         )  # fmt: skip
-        axis.bar_label(bars, [f"{height:,.{column.digits}f}" for height in heights], fontsize=7)
+        axis.bar_label(bars, [f"{height:,.{digits}f}" for height in heights], fontsize=7)
     axis.set_xticks(range(len(cases)), cases, fontsize=8)
-    axis.yaxis.set_major_formatter("{x:,.4g}" if column.digits else "{x:,.0f}")
-    axis.set_ylabel(column.title)
-    axis.set_title(f"{scenario.name}: {title}", fontsize=9, wrap=True)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(fontsize=8, frameon=False)
+    axis.yaxis.set_major_formatter("{x:,.4g}" if digits else "{x:,.0f}")
+
+
+def _draw_lines(axis: Any, panel: Panel) -> None:
+    """Draw with logarithmic axes: what grows in proportion is a straight line."""
+    cases = list(dict.fromkeys(sample.case for sample in panel.samples))
+    numbers = [float(case.rpartition(":")[2].replace(",", "")) for case in cases]
+    for server in dict.fromkeys(sample.server for sample in panel.samples):
+        indexes, heights, around = _measured(panel, server, cases)
+        axis.errorbar(
+            [numbers[index] for index in indexes], heights, yerr=around, label=server,
+            color=COLOURS.get(server), marker="o", markersize=4, capsize=2, elinewidth=0.8,
+        )  # fmt: skip
+        for index, height in zip(indexes, heights, strict=True):
+            axis.annotate(
+                f"{height:,.{panel.column.digits}f}", (numbers[index], height),
+                (0, 5), textcoords="offset points", ha="center", fontsize=7,
+            )  # fmt: skip
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    # Whole decades, so that a small difference does not look like a large one.
+    least, most = (math.log10(limit) for limit in axis.get_ylim())
+    axis.set_ylim(10 ** math.floor(least), 10 ** math.ceil(most))
+    axis.grid(axis="y", linewidth=0.4)
+    axis.minorticks_off()
+    axis.set_xticks(numbers, [f"{number:,.0f}" for number in numbers], fontsize=8)
+    axis.yaxis.set_major_formatter("{x:,.4g}")
+    axis.set_xlabel(panel.number_of)

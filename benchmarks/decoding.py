@@ -1,5 +1,6 @@
-"""One reader of a compressed stream that compares every event; it measures nothing."""
+"""Readers of compressed streams that compare every event; they only count their bytes."""
 
+import os
 import re
 import socket
 import threading
@@ -12,7 +13,7 @@ from typing import Self
 
 import zstandard
 
-from benchmarks.peers.base import Running
+from benchmarks.peers.base import Server
 
 FIRST_NUMBER = 1_000_000_000
 PATIENCE_SECONDS = 10.0
@@ -49,17 +50,22 @@ class Decoder:
 
 
 class DecodingReader:
-    """A stream, read in a thread until the block ends; `coding` is what the server chose."""
+    """A stream, read in a thread on `core` until the block ends; `coding` is what was chosen."""
 
-    def __init__(self, running: Running, channel: str, coding: str, events: Sequence[str]) -> None:
+    def __init__(
+        self, server: Server, channel: str, coding: str, events: Sequence[str], core: int
+    ) -> None:
+        self.bytes = 0
+        """Of the body, so far."""
+        self._core = core
         self._events = [event.encode() for event in events]
         self._seen = 0
         self._wrong: list[str] = []
         self._closing = False
-        self._connection = socket.create_connection((running.host, running.port), timeout=10)
-        target = running.stream_path(channel)
+        self._connection = socket.create_connection((server.host, server.port), timeout=10)
+        target = server.stream_path(channel)
         self._connection.sendall(
-            f"GET {target} HTTP/1.1\r\nHost: {running.host}\r\nAccept: text/event-stream\r\n"
+            f"GET {target} HTTP/1.1\r\nHost: {server.host}\r\nAccept: text/event-stream\r\n"
             f"Accept-Encoding: {coding}\r\n\r\n".encode()
         )
         head = b""
@@ -67,7 +73,7 @@ class DecodingReader:
             head += self._connection.recv(1)
         said = re.search(rb"\r\ncontent-encoding: *(\S+)", head, re.IGNORECASE)
         self.coding = said[1].decode() if said else "identity"
-        self._chunked = re.search(rb"\r\ntransfer-encoding: *chunked", head, re.IGNORECASE)
+        self.chunked = re.search(rb"\r\ntransfer-encoding: *chunked", head, re.IGNORECASE)
         self._thread = threading.Thread(target=self._read)
 
     def __enter__(self) -> Self:
@@ -95,11 +101,13 @@ class DecodingReader:
         return self._wrong[:1]
 
     def _read(self) -> None:
+        os.sched_setaffinity(0, {self._core})  # Of this thread alone.
         self._connection.settimeout(None)
         decoder = Decoder(self.coding)
         rest = b""
         with self._connection.makefile("rb") as body:
             while piece := self._piece(body):
+                self.bytes += len(piece)
                 try:
                     *lines, rest = (rest + decoder.decode(piece)).split(b"\n")
                 except (zlib.error, zstandard.ZstdError) as error:
@@ -113,7 +121,7 @@ class DecodingReader:
     def _piece(self, body: BufferedReader) -> bytes:
         """Return what comes next of the body; nothing at its end."""
         try:
-            if not self._chunked:
+            if not self.chunked:
                 return body.read1(65536)
             size = int(body.readline().split(b";")[0] or b"0", 16)
             return body.read(size + 2)[:size]  # The chunk's own end of line is dropped.

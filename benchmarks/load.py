@@ -1,9 +1,6 @@
-"""The load client: compiles `load.c`, runs it on a core and gives it commands."""
+"""The load client: compiles `load_client`, runs it on a core and gives it commands."""
 
-import hashlib
 import json
-import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,17 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from benchmarks.peers.base import Running
-from benchmarks.peers.processes import pinned, raise_file_limit
+from benchmarks.compiling import compile_c
+from benchmarks.peers.base import Server
+from benchmarks.peers.processes import pinned
+from gateway.open_files import raise_limit
 
-SOURCE = Path(__file__).with_name("load.c")
-COMPILERS = ("cc", "gcc", "clang")
+SOURCES = Path(__file__).with_name("load_client")
 # What survives every way of quoting a path; stands for the channel's number.
 NUMBER = "N0N"
-
-
-class NoCompilerError(Exception):
-    """There is no C compiler to make the load client with."""
 
 
 class LoadError(RuntimeError):
@@ -32,7 +26,6 @@ class LoadError(RuntimeError):
 class Report:
     """What the load client counted during one command; its `report()` makes them."""
 
-    seconds: float
     active_seconds: float
     """From the start to the last delivery, answer or opening."""
     deliveries: int
@@ -48,11 +41,9 @@ class Report:
     opened: int
     opened_per_second: float
     published: int
-    requests: int
     failed: int
     published_per_second: float
     bytes: int
-    slow_bytes: int
     slow_deliveries: int
     slow_gaps: int
     slow_closed: int
@@ -61,13 +52,9 @@ class Report:
     latency_max_ms: float
     first_byte_p50_ms: float
     first_byte_p99_ms: float
-    first_byte_max_ms: float
     ready_p50_ms: float
     ready_p99_ms: float
-    ready_max_ms: float
-    answer_p50_ms: float
     answer_p99_ms: float
-    answer_max_ms: float
     load_cpu_share: float
     problem: str
 
@@ -100,17 +87,17 @@ class Load:
         return Report(**json.loads(answer))
 
     def serve_from(
-        self, running: Running, channel: str, *, block: bool, **values: str | float | bool
+        self, server: Server, channel: str, *, block: bool, **values: str | float | bool
     ) -> Report:
         """Say where the server is; `channel` has NUMBER where the channel's number belongs."""
         return self.command(
             "server",
-            *(f"{name}: {value}" for name, value in running.publish_headers.items()),
-            host=running.host,
-            port=running.port,
-            stream=_template(running.stream_path(channel)),
-            publish=_template(running.publish_path(channel)),
-            batch=running.batch_path,
+            *(f"{name}: {value}" for name, value in server.publish_headers.items()),
+            host=server.host,
+            port=server.port,
+            stream=_template(server.stream_path(channel)),
+            publish=_template(server.publish_path(channel)),
+            batch=server.batch_path,
             channel=_template(channel),
             block=block,
             **values,
@@ -121,7 +108,7 @@ class Load:
 def load_client(core: int) -> Iterator[Load]:
     """Run a load client on one core until the block ends."""
     program = compile_load()
-    raise_file_limit()
+    raise_limit()
     process = subprocess.Popen(
         [*pinned(core), str(program)],
         stdin=subprocess.PIPE,
@@ -139,27 +126,11 @@ def load_client(core: int) -> Iterator[Load]:
 
 
 def compile_load() -> Path:
-    """Return the compiled client; made anew only when its source has changed.
+    """Return the compiled client.
 
     Raises NoCompilerError.
     """
-    digest = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:16]
-    program = _cache_folder() / f"load-{digest}"
-    if program.exists():
-        return program
-    compiler = next((name for name in COMPILERS if shutil.which(name)), None)
-    if compiler is None:
-        raise NoCompilerError("no C compiler: apt-get install gcc libc6-dev")
-    program.parent.mkdir(parents=True, exist_ok=True)
-    fresh = program.with_suffix(f".{os.getpid()}")
-    subprocess.run([compiler, "-O2", "-Wall", "-o", str(fresh), str(SOURCE)], check=True)
-    fresh.rename(program)
-    return program
-
-
-def _cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "sse-gateway-benchmarks"
+    return compile_c(SOURCES)
 
 
 def _template(path: str) -> str:

@@ -4,10 +4,13 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
+from urllib.parse import quote
+
+from benchmarks.peers.processes import HOST
 
 
 @dataclass
-class Running:
+class Server:
     """A server that runs and takes streams and events."""
 
     host: str
@@ -20,6 +23,22 @@ class Running:
     redis_pid: int = 0  # 0 when there is none.
 
 
+def local_server(
+    port: int, pid: int, *, streams: str = "/streams/", batch_path: str = "", redis_pid: int = 0
+) -> Server:
+    """Return what runs on a port of loopback and takes JSON at `/publish/CHANNEL`."""
+    return Server(
+        host=HOST,
+        port=port,
+        stream_path=lambda channel: streams + quote(channel),
+        publish_path=lambda channel: "/publish/" + quote(channel),
+        publish_headers={"Content-Type": "application/json"},
+        batch_path=batch_path,
+        pid=pid,
+        redis_pid=redis_pid,
+    )
+
+
 class Peer(Protocol):
     """A server that can be started, pinned to a core."""
 
@@ -29,6 +48,6 @@ class Peer(Protocol):
         """Return an empty string when it can run, else one line that says what to install."""
         ...
 
-    def start(self, core: int, load_core: int) -> AbstractContextManager[Running]:
+    def start(self, core: int, load_core: int) -> AbstractContextManager[Server]:
         """Run it on `core`, what it publishes through (Redis) on `load_core`."""
         ...

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.peers.base import Running
+from benchmarks.peers.base import Server, local_server
 from benchmarks.peers.processes import (
     END_SECONDS,
     HOST,
@@ -53,13 +53,13 @@ class GatewayPeer:
         return ""
 
     @contextmanager
-    def start(self, core: int, load_core: int) -> Iterator[Running]:
+    def start(self, core: int, load_core: int) -> Iterator[Server]:
         """Run a Valkey on `load_core` and the gateway on `core`, until the block ends."""
-        with valkey(load_core) as store, self.worker(core, store) as running:
-            yield running
+        with valkey(load_core) as store, self.worker(core, store) as server:
+            yield server
 
     @contextmanager
-    def worker(self, core: int, store: Store) -> Iterator[Running]:
+    def worker(self, core: int, store: Store) -> Iterator[Server]:
         """Run the gateway alone; what is in the store outlives it."""
         port = free_port()
         # `env` becomes the gateway, so that the process id stays.
@@ -73,14 +73,11 @@ class GatewayPeer:
             serving(command, core, port, Path(folder)) as process,
         ):
             _wait_until_ready(port)
-            yield Running(
-                host=HOST,
-                port=port,
-                stream_path=lambda channel: f"/events/{channel}",
-                publish_path=lambda channel: f"/publish/{channel}",
-                publish_headers={"Content-Type": "application/json"},
+            yield local_server(
+                port,
+                process.pid,
+                streams="/events/",
                 batch_path="/publish",
-                pid=process.pid,
                 redis_pid=store.pid,
             )
 

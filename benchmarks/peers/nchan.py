@@ -8,20 +8,21 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import quote
 
 import psutil
 
-from benchmarks.peers.base import Running
+from benchmarks.peers.base import Server, local_server
 from benchmarks.peers.processes import (
     HOST,
     START_SECONDS,
     free_port,
-    raise_file_limit,
     serving,
 )
+from gateway.open_files import raise_limit
 
 MODULE = "ngx_nchan_module.so"
+CONNECTIONS = 100_000
+KEPT_EVENTS = 20_000  # Of a channel: as many as this gateway keeps in `burst`.
 # Debian puts `nginx` where only root's search path looks.
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin") or ""
 
@@ -61,7 +62,7 @@ http {{
         location ~ ^/publish/(.+)$ {{
             nchan_publisher http;
             nchan_channel_id $1;
-            nchan_message_buffer_length 1000;
+            nchan_message_buffer_length {events};
             nchan_message_timeout 1h;
         }}
     }}
@@ -81,9 +82,9 @@ class Nchan:
         return "nchan is missing: apt-get install nginx-light libnginx-mod-nchan"
 
     @contextmanager
-    def start(self, core: int, load_core: int) -> Iterator[Running]:
+    def start(self, core: int, load_core: int) -> Iterator[Server]:
         """Run it on `core`, from a folder of its own; the system's NGINX is left alone."""
-        port, files = free_port(), raise_file_limit()
+        port, files = free_port(), raise_limit() or CONNECTIONS
         with tempfile.TemporaryDirectory(prefix="nchan-") as folder:
             config = Path(folder) / "nginx.conf"
             config.write_text(
@@ -93,21 +94,13 @@ class Nchan:
                     host=HOST,
                     port=port,
                     files=files,
-                    connections=min(files, 100_000),
+                    connections=min(files, CONNECTIONS),
+                    events=KEPT_EVENTS,
                 )
             )
             command = [NGINX, "-p", folder, "-e", "stderr", "-c", str(config)]
             with serving(command, core, port) as master:
-                yield Running(
-                    host=HOST,
-                    port=port,
-                    stream_path=lambda channel: f"/streams/{quote(channel)}",
-                    publish_path=lambda channel: f"/publish/{quote(channel)}",
-                    publish_headers={"Content-Type": "application/json"},
-                    batch_path="",
-                    pid=_worker(master.pid),
-                    redis_pid=0,
-                )
+                yield local_server(port, _worker(master.pid))
 
 
 def _module() -> Path:

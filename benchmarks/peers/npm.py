@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.peers.base import Running
-from benchmarks.peers.processes import HOST, free_port, serving
+from benchmarks.peers.base import Server, local_server
+from benchmarks.peers.processes import free_port, serving
 
 FOLDER = Path(__file__).with_name("better_sse")
 OLDEST_NODE = 20
@@ -29,20 +29,11 @@ class BetterSse:
         return "better-sse is missing: cd benchmarks/peers/better_sse && npm ci"
 
     @contextmanager
-    def start(self, core: int, load_core: int) -> Iterator[Running]:
+    def start(self, core: int, load_core: int) -> Iterator[Server]:
         """Run it on `core`; it has nothing for the load's core to do."""
         port = free_port()
         with serving(["node", "server.mjs", str(port)], core, port, FOLDER) as process:
-            yield Running(
-                host=HOST,
-                port=port,
-                stream_path=lambda channel: f"/streams/{channel}",
-                publish_path=lambda channel: f"/publish/{channel}",
-                publish_headers={"Content-Type": "application/json"},
-                batch_path="",
-                pid=process.pid,
-                redis_pid=0,
-            )
+            yield local_server(port, process.pid)
 
 
 def _node_version(node: str) -> int:

@@ -1,14 +1,15 @@
 """Starting and ending the processes of peers; what they serve is their own matter."""
 
-import resource
 import shutil
 import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
+
+from gateway.open_files import raise_limit
 
 HOST = "127.0.0.1"
 START_SECONDS = 20.0
@@ -27,16 +28,6 @@ def pinned(core: int) -> list[str]:
     return ["taskset", "-c", str(core)] if shutil.which("taskset") else []
 
 
-def raise_file_limit() -> int:
-    """Let this process and its children open as many files as they may; returns how many."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    # Systems without a limit of their own refuse "unlimited" as the soft one.
-    wanted = 1_000_000 if most == resource.RLIM_INFINITY else most
-    with suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
-    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-
-
 @contextmanager
 def serving(
     command: Sequence[str], core: int, port: int, directory: Path | None = None
@@ -45,7 +36,7 @@ def serving(
 
     Raises RuntimeError, with what the server said, when it ends or is silent instead.
     """
-    raise_file_limit()
+    raise_limit()
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(
             [*pinned(core), *command],

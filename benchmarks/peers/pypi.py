@@ -7,8 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
 
-from benchmarks.peers.base import Running
-from benchmarks.peers.processes import HOST, free_port, serving
+from benchmarks.peers.base import Server, local_server
+from benchmarks.peers.processes import free_port, serving
 
 
 class PythonServer:
@@ -29,22 +29,13 @@ class PythonServer:
         )
 
     @contextmanager
-    def start(self, core: int, load_core: int) -> Iterator[Running]:
+    def start(self, core: int, load_core: int) -> Iterator[Server]:
         """Run it on `core`; it has nothing for the load's core to do."""
         port = free_port()
         script = str(Path(__file__).with_name(self.script))
         # -P: a module of this folder must not stand in the way of a library.
         with serving([sys.executable, "-P", script, str(port)], core, port) as process:
-            yield Running(
-                host=HOST,
-                port=port,
-                stream_path=lambda channel: f"/streams/{channel}",
-                publish_path=lambda channel: f"/publish/{channel}",
-                publish_headers={"Content-Type": "application/json"},
-                batch_path="",
-                pid=process.pid,
-                redis_pid=0,
-            )
+            yield local_server(port, process.pid)
 
 
 class AiohttpSse(PythonServer):

@@ -2,22 +2,22 @@
 
 from collections.abc import Iterator
 
-from benchmarks.bench import CPU_COLUMNS, Bench, Column, Contender, Sample, Scenario, session
+from benchmarks.bench import CPU_COLUMNS, Bench, Column, Contender, Sample, Scenario, open_session
+from benchmarks.peers.nchan import KEPT_EVENTS
 
 SUBSCRIBERS = 1000
-# Events that may be on their way to the average subscriber, so that nobody falls out of a ring.
+# Events that may be on their way to the average subscriber, the same for all: a quarter of what
+# this gateway and Nchan are told to keep, so that nobody falls out of a ring.
 WINDOW_EVENTS = 5000
-PEER_WINDOW_EVENTS = 500  # Nchan keeps 1,000.
-SETTINGS = {"GATEWAY_NAMESPACES__DEFAULT__RING_LIMIT_EVENTS": "20000"}
+SETTINGS = {"GATEWAY_NAMESPACES__DEFAULT__RING_LIMIT_EVENTS": str(KEPT_EVENTS)}
 
 
 def measure(bench: Bench, contender: Contender) -> Iterator[Sample]:
     """Yield one sample."""
-    with session(bench, contender, SETTINGS) as running:
-        running.open(SUBSCRIBERS)
-        running.warm_up()
-        window = WINDOW_EVENTS if running.running.batch_path else PEER_WINDOW_EVENTS
-        measured = running.publish_joined(seconds=bench.seconds, window=window)
+    with open_session(bench, contender, SETTINGS) as session:
+        session.open(SUBSCRIBERS)
+        session.warm_up()
+        measured = session.publish_joined(seconds=bench.seconds, window=WINDOW_EVENTS)
         yield measured.sample(contender, "")
 
 

@@ -2,7 +2,16 @@
 
 from collections.abc import Iterator
 
-from benchmarks.bench import CPU_COLUMNS, Bench, Column, Contender, Costs, Sample, Scenario, session
+from benchmarks.bench import (
+    CPU_COLUMNS,
+    Bench,
+    Column,
+    Contender,
+    Costs,
+    Sample,
+    Scenario,
+    open_session,
+)
 
 STREAMS = 5000
 UNDER_WAY = (64, 256)
@@ -10,13 +19,13 @@ UNDER_WAY = (64, 256)
 
 def measure(bench: Bench, contender: Contender) -> Iterator[Sample]:
     """Yield a sample for each number of requests under way; all streams are closed in between."""
-    with session(bench, contender) as running:
-        running.open(100)
-        running.load.command("close")
+    with open_session(bench, contender) as session:
+        session.open(100)
+        session.load.command("close")
         for under_way in UNDER_WAY:
-            running.load.command("wait", seconds=0.5)
-            with Costs(running.running, bench.core) as costs:
-                report = running.open(STREAMS, window=under_way)
+            session.load.command("wait", seconds=0.5)
+            with Costs(session.server, bench.core) as costs:
+                report = session.open(STREAMS, window=under_way)
             figures = {
                 "opened_per_second": report.opened_per_second,
                 "ready_p50_ms": report.ready_p50_ms,
@@ -25,8 +34,8 @@ def measure(bench: Bench, contender: Contender) -> Iterator[Sample]:
                 **costs.figures(),
             }
             case = f"{under_way} under way"
-            yield Sample(contender.name, case, figures, running.take_problems())
-            running.load.command("close")
+            yield Sample(contender.name, case, figures, session.take_problems())
+            session.load.command("close")
 
 
 CONNECTS = Scenario(

@@ -2,20 +2,20 @@
 
 from collections.abc import Iterator
 
-from benchmarks.bench import CPU_COLUMNS, Bench, Column, Contender, Sample, Scenario, session
+from benchmarks.bench import CPU_COLUMNS, Bench, Column, Contender, Sample, Scenario, open_session
 
 SUBSCRIBERS = (1000, 5000, 10_000)
 
 
 def measure(bench: Bench, contender: Contender) -> Iterator[Sample]:
     """Yield a sample for each number of subscribers; more join as it goes on."""
-    with session(bench, contender) as running:
+    with open_session(bench, contender) as session:
         opened = 0
         for subscribers in SUBSCRIBERS:
-            running.open(subscribers - opened)
+            session.open(subscribers - opened)
             opened = subscribers
-            running.warm_up(10)
-            measured = running.publish(seconds=bench.seconds, one_at_a_time=True)
+            session.warm_up(10)
+            measured = session.publish(seconds=bench.seconds, one_at_a_time=True)
             yield measured.sample(contender, f"{subscribers:,} subscribers")
 
 

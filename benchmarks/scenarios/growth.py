@@ -11,10 +11,11 @@ from benchmarks.bench import (
     Contender,
     Sample,
     Scenario,
-    session,
+    open_session,
 )
 
 WINDOW_EVENTS = 500
+COST = Column("cpu_us_per_delivery", "server us each", 2)
 
 
 @dataclass(frozen=True)
@@ -52,17 +53,18 @@ def measure(bench: Bench, contender: Contender) -> Iterator[Sample]:
 
 def measure_one(bench: Bench, contender: Contender, shape: Shape, case: str) -> Sample:
     """Return the sample of one point."""
-    with session(bench, contender) as running:
-        running.load.command("events", size=shape.size)
-        running.open(shape.subscribers, channels=shape.channels)
-        running.warm_up(channels=shape.channels)
-        measured = running.publish_joined(
+    with open_session(bench, contender) as session:
+        session.load.command("events", size=shape.size)
+        session.open(shape.subscribers, channels=shape.channels)
+        session.warm_up(channels=shape.channels)
+        measured = session.publish_joined(
             seconds=2 * bench.seconds,
             rate=shape.events_per_second,
             channels=shape.channels,
             window=WINDOW_EVENTS,
         )
-        return measured.sample(contender, case)
+        carried = measured.carried(shape.events_per_second, 2 * bench.seconds)
+        return measured.sample(contender, case, carried=carried)
 
 
 GROWTH = Scenario(
@@ -73,10 +75,11 @@ GROWTH = Scenario(
     ),
     measure=measure,
     columns=(
-        Column("cpu_us_per_delivery", "server us each", 2),
-        Column("deliveries_per_second", "deliveries/s"),
+        COST,
+        Column("carried", "carried %", 0, 100),
         *LATENCY_COLUMNS[:2],
         *CPU_COLUMNS,
     ),
     peers=("nchan",),
+    lines=(COST, LATENCY_COLUMNS[1]),
 )

@@ -2,7 +2,16 @@
 
 from collections.abc import Iterator
 
-from benchmarks.bench import Bench, Column, Contender, Figures, Sample, Scenario, Session, session
+from benchmarks.bench import (
+    Bench,
+    Column,
+    Contender,
+    Figures,
+    Sample,
+    Scenario,
+    Session,
+    open_session,
+)
 from benchmarks.machine import proportional_bytes
 
 SUBSCRIBERS = (1000, 5000, 10_000, 15_000)
@@ -13,35 +22,35 @@ SETTLE_SECONDS = 1.0
 
 def measure(bench: Bench, contender: Contender) -> Iterator[Sample]:
     """Yield a sample for each number of subscribers; more join as it goes on."""
-    with session(bench, contender) as running:
-        running.open(WARM_UP_STREAMS)
-        running.load.command("close")
-        empty = _settled_bytes(running)
+    with open_session(bench, contender) as session:
+        session.open(WARM_UP_STREAMS)
+        session.load.command("close")
+        empty = _settled_bytes(session)
         opened = 0
         first_p99 = 0.0
         for subscribers in SUBSCRIBERS:
-            running.open(subscribers - opened)
+            session.open(subscribers - opened)
             opened = subscribers
-            grown = _settled_bytes(running) - empty
+            grown = _settled_bytes(session) - empty
             figures: Figures = {"bytes_each": grown / subscribers, "megabytes": grown / 1e6}
             problems: list[str] = []
             if subscribers in (SUBSCRIBERS[0], SUBSCRIBERS[-1]):
-                running.warm_up(10)
-                measured = running.publish(seconds=2 * bench.seconds, rate=EVENTS_PER_SECOND)
+                session.warm_up(10)
+                measured = session.publish(seconds=2 * bench.seconds, rate=EVENTS_PER_SECOND)
                 figures |= measured.figures()
                 problems = measured.problems
                 first_p99 = first_p99 or measured.report.latency_p99_ms
                 if subscribers != SUBSCRIBERS[0]:
                     times = subscribers / SUBSCRIBERS[0]
                     figures["growth"] = measured.report.latency_p99_ms / first_p99 / times
-            problems = problems + running.take_problems()
+            problems = problems + session.take_problems()
             yield Sample(contender.name, f"{subscribers:,} subscribers", figures, problems)
 
 
-def _settled_bytes(running: Session) -> int:
+def _settled_bytes(session: Session) -> int:
     """Return the server's memory when it has had time to let go of what it does not need."""
-    running.load.command("wait", seconds=SETTLE_SECONDS)
-    return proportional_bytes(running.running.pid)
+    session.load.command("wait", seconds=SETTLE_SECONDS)
+    return proportional_bytes(session.server.pid)
 
 
 IDLE = Scenario(

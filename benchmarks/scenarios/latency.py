@@ -9,7 +9,7 @@ from benchmarks.bench import (
     Contender,
     Sample,
     Scenario,
-    session,
+    open_session,
 )
 
 SUBSCRIBERS = 1000
@@ -18,10 +18,10 @@ EVENTS_PER_SECOND = 10
 
 def measure(bench: Bench, contender: Contender) -> Iterator[Sample]:
     """Yield one sample."""
-    with session(bench, contender) as running:
-        running.open(SUBSCRIBERS)
-        running.warm_up()
-        measured = running.publish(seconds=2 * bench.seconds, rate=EVENTS_PER_SECOND)
+    with open_session(bench, contender) as session:
+        session.open(SUBSCRIBERS)
+        session.warm_up()
+        measured = session.publish(seconds=2 * bench.seconds, rate=EVENTS_PER_SECOND)
         yield measured.sample(contender, "")
 
 

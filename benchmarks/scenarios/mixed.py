@@ -11,7 +11,7 @@ from benchmarks.bench import (
     Contender,
     Sample,
     Scenario,
-    session,
+    open_session,
 )
 
 
@@ -44,10 +44,10 @@ def measure(bench: Bench, contender: Contender) -> Iterator[Sample]:
 
 def measure_one(bench: Bench, contender: Contender, mix: Mix) -> Sample:
     """Return the sample of one shape."""
-    with session(bench, contender) as running:
-        running.open(mix.channels * mix.subscribers, channels=mix.channels)
-        running.warm_up(channels=mix.channels)
-        measured = running.publish_joined(
+    with open_session(bench, contender) as session:
+        session.open(mix.channels * mix.subscribers, channels=mix.channels)
+        session.warm_up(channels=mix.channels)
+        measured = session.publish_joined(
             seconds=2 * bench.seconds, rate=mix.events_per_second, channels=mix.channels
         )
         return measured.sample(contender, mix.title)

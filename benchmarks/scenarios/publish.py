@@ -17,15 +17,15 @@ def measure(bench: Bench, contender: Contender) -> Iterator[Sample]:
         with (
             valkey(core) as store,
             contender.gateway({}).worker(bench.core, store) as worker,
-            loading(bench, worker) as running,
+            loading(bench, worker) as session,
         ):
-            running.warm_up()
+            session.warm_up()
             batches: dict[str, Value] = {"batch": BATCH_EVENTS, "channels": CHANNELS}
             for title, connections, values in (
                 (f"batches of {BATCH_EVENTS:,}", BATCH_CALLERS, batches),
                 (f"singly, {CALLERS} callers", CALLERS, {}),
             ):
-                measured = running.publish(seconds=bench.seconds, connections=connections, **values)
+                measured = session.publish(seconds=bench.seconds, connections=connections, **values)
                 yield measured.sample(
                     contender,
                     f"{title}, Valkey on {place}",

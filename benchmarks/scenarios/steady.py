@@ -10,7 +10,7 @@ from benchmarks.bench import (
     Contender,
     Sample,
     Scenario,
-    session,
+    open_session,
 )
 
 SUBSCRIBERS = 1000
@@ -22,14 +22,13 @@ WINDOW_EVENTS = 500
 
 def measure(bench: Bench, contender: Contender) -> Iterator[Sample]:
     """Yield one sample."""
-    with session(bench, contender) as running:
-        running.open(SUBSCRIBERS)
-        running.warm_up()
-        measured = running.publish_joined(
+    with open_session(bench, contender) as session:
+        session.open(SUBSCRIBERS)
+        session.warm_up()
+        measured = session.publish_joined(
             seconds=2 * bench.seconds, rate=EVENTS_PER_SECOND, window=WINDOW_EVENTS
         )
-        published = measured.report.published
-        carried = published / (EVENTS_PER_SECOND * 2 * bench.seconds)
+        carried = measured.carried(EVENTS_PER_SECOND, 2 * bench.seconds)
         yield measured.sample(contender, "", carried=carried)
 
 

@@ -207,6 +207,7 @@ class Reader:
         kind: Kind = "pair",
         coding: str = "identity",
         position: Position | None = None,
+        since: bool = False,
         ends: tuple[socket.socket, socket.socket] | None = None,
     ) -> None:
         self.world = world
@@ -218,6 +219,7 @@ class Reader:
         self._decode = decoder(coding)
         self._coding = coding
         self._position = position
+        self._since = since
         self._checked = 0
         self.socket, self._writer = ends or world.pair(kind)
         self._begin()
@@ -229,8 +231,9 @@ class Reader:
     def _join(self, connection: Connection) -> Subscriber:
         world = self.world
         return world.hub.join(
-            connection, world.mirror, self.selection, self._position, coding=self._coding
-        )
+            connection, world.mirror, self.selection, self._position,
+            since=self._since, coding=self._coding,
+        )  # fmt: skip
 
     def hand_over(self) -> None:
         """Do what a handler does that takes the socket over."""

@@ -5,9 +5,9 @@
 #include <stdint.h>
 
 #define FIRST_NUMBER UINT64_C(1000000000)
-#define TIME_OFFSET UINT64_C(1000000000000000000)
+#define TIME_OFFSET UINT64_C(100000000000000000)
 #define NUMBER_DIGITS 10
-#define TIME_DIGITS 19
+#define TIME_DIGITS 18 /* From 19 digits on a JSON number needs more care than most readers take. */
 #define PREFIX_BYTES (5 + NUMBER_DIGITS + 5 + TIME_DIGITS + 1) /* {"n":...,"t":..., */
 
 /* Publish `size` bytes of JSON, or the lines of a file in turns, from now on. */

@@ -140,9 +140,7 @@ class Subscription:
         return self.passing is None and not self.waiting
 
     def position_of(self, subscriber: Subscriber) -> Position:
-        """Return what a subscriber has got, current or not."""
-        if subscriber.group is None:
-            return subscriber.position
+        """Return what a current subscriber has got."""
         reached = self.passing is not None and self.passing.reached(subscriber)
         shared = self.passing.end if reached and self.passing is not None else self.position
         return max(subscriber.position, shared)

@@ -33,7 +33,7 @@ class Passes:
     """Writes to current subscribers; all of it synchronous, in turns of the loop.
 
     `join_seconds` is the least time from one pass of a subscription to its next: from its end on
-    when it carried several events, else from its beginning. `write` writes to
+    when it carried several events, else from its beginning, less what it took. `write` writes to
     one subscriber. `lag` is told of whoever takes no more, and takes it off its lane;
     `observe` of the seconds from the oldest event of a pass to its beginning.
     """
@@ -197,10 +197,15 @@ class Passes:
             if subscription.at_rest or subscriber.position <= subscription.position:
                 subscription.newcomers.discard(subscriber)
                 subscription.admit(subscriber)
+        now = time.monotonic()
         if passing.events > 1:
             # Events come faster than passes go: were the next one to follow at once, passes would
             # take all the time there is, each for next to nothing.
-            subscription.passed_at = time.monotonic()
+            subscription.passed_at = now
+        elif passing.events == 1:
+            # A pass that took long has no fellow to wait for: counted twice, its own time is
+            # rest enough from half of the time to join on.
+            subscription.passed_at -= now - subscription.passed_at
         if subscription.waiting:
             self._schedule(subscription)
 

@@ -98,17 +98,7 @@ def build_gateway(settings: Settings, redis_url: str) -> Gateway:
         min_interval_ms=settings.snapshots.min_interval_ms,
         limit_bytes=settings.snapshots.cache_limit_bytes,
     )
-    hub = Hub(
-        HubOptions(
-            retry_ms=settings.streams.retry_ms,
-            heartbeat_seconds=settings.streams.heartbeat_seconds,
-            write_timeout_seconds=settings.streams.write_timeout_seconds,
-            join_seconds=settings.streams.join_ms / 1000,
-            snapshots=f"{settings.base_path}/snapshots/",
-        ),
-        snapshots,
-        metrics.delivery_seconds.observe,
-    )
+    hub = _build_hub(settings, snapshots, metrics)
     sockets = _build_sockets(settings, hub)
     tails = {
         name: Tail(
@@ -153,6 +143,20 @@ def build_gateway(settings: Settings, redis_url: str) -> Gateway:
     )
     _watch(gateway)
     return gateway
+
+
+def _build_hub(settings: Settings, snapshots: Snapshots, metrics: Metrics) -> Hub:
+    return Hub(
+        HubOptions(
+            retry_ms=settings.streams.retry_ms,
+            heartbeat_seconds=settings.streams.heartbeat_seconds,
+            write_timeout_seconds=settings.streams.write_timeout_seconds,
+            join_seconds=settings.streams.join_ms / 1000,
+            snapshots=f"{settings.base_path}/snapshots/",
+        ),
+        snapshots,
+        metrics.delivery_seconds.observe,
+    )
 
 
 def _build_sockets(settings: Settings, hub: Hub) -> Sockets | None:

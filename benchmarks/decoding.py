@@ -1,19 +1,14 @@
 """Readers of compressed streams that compare every event; they only count their bytes."""
 
-import os
 import re
-import socket
-import threading
-import time
 import zlib
 from collections.abc import Sequence
 from io import BufferedReader
-from types import TracebackType
-from typing import Self
 
 import zstandard
 
 from benchmarks.peers.base import Server
+from benchmarks.stream_thread import StreamThread
 
 FIRST_NUMBER = 1_000_000_000
 PATIENCE_SECONDS = 10.0
@@ -49,60 +44,30 @@ class Decoder:
         return decoded
 
 
-class DecodingReader:
-    """A stream, read in a thread on `core` until the block ends; `coding` is what was chosen."""
+class DecodingReader(StreamThread):
+    """A stream that is decoded and compared; `coding` is what was chosen."""
 
     def __init__(
         self, server: Server, channel: str, coding: str, events: Sequence[str], core: int
     ) -> None:
+        super().__init__(server, channel, core, f"Accept-Encoding: {coding}")
         self.bytes = 0
         """Of the body, so far."""
-        self._core = core
         self._events = [event.encode() for event in events]
         self._seen = 0
         self._wrong: list[str] = []
-        self._closing = False
-        self._connection = socket.create_connection((server.host, server.port), timeout=10)
-        target = server.stream_path(channel)
-        self._connection.sendall(
-            f"GET {target} HTTP/1.1\r\nHost: {server.host}\r\nAccept: text/event-stream\r\n"
-            f"Accept-Encoding: {coding}\r\n\r\n".encode()
-        )
-        head = b""
-        while b"\r\n\r\n" not in head:
-            head += self._connection.recv(1)
-        said = re.search(rb"\r\ncontent-encoding: *(\S+)", head, re.IGNORECASE)
+        said = re.search(rb"\r\ncontent-encoding: *(\S+)", self._head, re.IGNORECASE)
         self.coding = said[1].decode() if said else "identity"
-        self.chunked = re.search(rb"\r\ntransfer-encoding: *chunked", head, re.IGNORECASE)
-        self._thread = threading.Thread(target=self._read)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._closing = True
-        self._connection.shutdown(socket.SHUT_RDWR)
-        self._thread.join()
-        self._connection.close()
+        self.chunked = re.search(rb"\r\ntransfer-encoding: *chunked", self._head, re.IGNORECASE)
 
     def problems(self, published: int) -> list[str]:
         """Wait for all that was published; returns what was wrong with it."""
-        until = time.monotonic() + PATIENCE_SECONDS
-        while self._seen < published and not self._wrong and time.monotonic() < until:
-            time.sleep(0.01)
+        self._wait(lambda: self._seen >= published or bool(self._wrong), PATIENCE_SECONDS)
         if self._seen != published and not self._wrong:
             return [f"decoded {self._seen:,} of {published:,} events"]
         return self._wrong[:1]
 
     def _read(self) -> None:
-        os.sched_setaffinity(0, {self._core})  # Of this thread alone.
-        self._connection.settimeout(None)
         decoder = Decoder(self.coding)
         rest = b""
         with self._connection.makefile("rb") as body:

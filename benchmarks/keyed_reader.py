@@ -5,16 +5,14 @@ load client publishes the keys in turns, its numbers are without a hole.
 """
 
 import json
-import os
-import socket
 import threading
-import time
 import urllib.request
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from benchmarks.peers.base import Server
+from benchmarks.stream_thread import StreamThread
 
 READS_PER_SECOND = 10
 READ_BYTES_RELEASED = 65536
@@ -31,8 +29,8 @@ def read_snapshot(server: Server, channel: str) -> tuple[str, State]:
     return document["id"], document["state"]
 
 
-class KeyedReader:
-    """One stream, read in a thread on `core`, a few bytes at a time until it is released."""
+class KeyedReader(StreamThread):
+    """A stream that is read a few bytes at a time until it is released."""
 
     def __init__(
         self,
@@ -44,31 +42,17 @@ class KeyedReader:
         receive_buffer_bytes: int,
     ) -> None:
         position, state = read_snapshot(server, channel)
+        super().__init__(
+            server, channel, core, f"Last-Event-ID: {position}",
+            receive_buffer_bytes=receive_buffer_bytes,
+        )  # fmt: skip
+        if b" 200 " not in self._head[:16] or b"\r\ntransfer-encoding:" in self._head.lower():
+            raise RuntimeError(f"no plain stream: {self._head[:60]!r}")
         self.resets = 0
         self._state = dict(state)
-        self._core = core
         self._piece_bytes = bytes_per_second // READS_PER_SECOND
         self._wrong = ""
-        self._closing = False
         self._released = threading.Event()
-        self._connection = socket.socket()
-        # Before it connects: the window that is offered then never shrinks.
-        self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
-        self._connection.connect((server.host, server.port))
-        self._connection.sendall(
-            f"GET {server.stream_path(channel)} HTTP/1.1\r\nHost: {server.host}\r\n"
-            f"Accept: text/event-stream\r\nLast-Event-ID: {position}\r\n\r\n".encode()
-        )
-        head = b""
-        while b"\r\n\r\n" not in head:
-            head += self._connection.recv(1)
-        if b" 200 " not in head[:16] or b"\r\ntransfer-encoding:" in head.lower():
-            raise RuntimeError(f"no plain stream: {head[:60]!r}")
-        self._thread = threading.Thread(target=self._read)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
 
     def __exit__(
         self,
@@ -76,11 +60,8 @@ class KeyedReader:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._closing = True
-        self._released.set()
-        self._connection.shutdown(socket.SHUT_RDWR)
-        self._thread.join()
-        self._connection.close()
+        self.release()
+        super().__exit__(kind, error, trace)
 
     def release(self) -> None:
         """Read as fast as it comes from now on."""
@@ -88,16 +69,13 @@ class KeyedReader:
 
     def problem(self, state: State) -> str:
         """Wait until the state is this one; returns what was wrong, nothing when all was well."""
-        until = time.monotonic() + PATIENCE_SECONDS
-        while self._state != state and not self._wrong and time.monotonic() < until:
-            time.sleep(0.01)
+        self._wait(lambda: self._state == state or bool(self._wrong), PATIENCE_SECONDS)
         if self._wrong or self._state == state:
             return self._wrong
         differ = sum(self._state.get(key) != value for key, value in state.items())
         return f"a slow reader holds {differ:,} of {len(state):,} keys wrong at the end"
 
     def _read(self) -> None:
-        os.sched_setaffinity(0, {self._core})  # Of this thread alone.
         rest = b""
         while not self._wrong:
             size = READ_BYTES_RELEASED if self._released.is_set() else self._piece_bytes

@@ -17,6 +17,7 @@ RUN pip install --require-hashes -r requirements.lock
 
 COPY pyproject.toml README.md LICENSE ./
 COPY gateway ./gateway
+COPY nginx ./nginx
 # The compiled part is optional elsewhere; an image without it was built wrongly.
 RUN pip install --no-build-isolation --no-deps . \
     && cd / && python -c "import gateway.hub._writing"

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from benchmarks import edge
 from benchmarks.bench import Bench, Contender, Sample, Scenario, run_scenario
 from benchmarks.compiling import NoCompilerError
 from benchmarks.load import compile_load
@@ -26,6 +27,8 @@ DEFAULT_PEERS = "nchan"
 
 def main() -> int:
     """Measure, print, write; returns the exit status."""
+    if sys.argv[1:2] == ["edge"]:
+        return edge.main(sys.argv[2:])
     options = parse()
     # Leave through all blocks, so that no server outlives this.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
@@ -57,13 +60,16 @@ def main() -> int:
         except NoMatplotlibError as error:
             print(error, file=sys.stderr)
             return 2
-    return 1 if any(sample.problems for samples in found.values() for sample in samples) else 0
+    failed = any(sample.problems for samples in found.values() for sample in samples)
+    # Last: its edges are no peers, and its tables are its own.
+    edge_status = edge.main([]) if options.what == "all" else 0
+    return 1 if failed else edge_status
 
 
 def parse() -> argparse.Namespace:
     """Return what the command line says."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("what", choices=[*SCENARIOS, "all"])
+    parser.add_argument("what", choices=[*SCENARIOS, "edge", "all"])
     parser.add_argument(
         "--peers",
         default=DEFAULT_PEERS,

@@ -2,26 +2,33 @@
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gateway import open_files
+from gateway.hub.arrivals import Arrivals
 from gateway.hub.hub import Hub, HubOptions
 from gateway.hub.mirror import Mirror
 from gateway.hub.rings import RingReader
+from gateway.hub.slices import Slices
 from gateway.hub.sockets import AVAILABLE as SOCKETS_AVAILABLE
 from gateway.hub.sockets import Sockets
 from gateway.hub.tail import Tail
 from gateway.hub.tombstones import forget_ended
 from gateway.protocol.batch import PublishLimits
 from gateway.protocol.namespace import Namespace
+from gateway.purging import Purging, build_purging
 from gateway.settings import Settings
 from gateway.snapshot.cache import Snapshots
+from gateway.snapshot.pages import Pages
 from gateway.store.connection import ConnectionOptions, open_server
 from gateway.store.publisher import Publisher
 from gateway.store.redis import RedisStore, StoreLimits
 from gateway.telemetry.metrics import Metrics
 from gateway.web.admin import ChannelsHandler
+from gateway.web.caching import CacheLife
+from gateway.web.client_module import ClientModuleHandler
 from gateway.web.console import ConsoleHandler
 from gateway.web.description import DescriptionHandler
 from gateway.web.health import HealthHandler
@@ -29,6 +36,7 @@ from gateway.web.history import HistoryHandler, HistoryOptions
 from gateway.web.publish import PublishHandler
 from gateway.web.request import Names
 from gateway.web.routes import Handlers
+from gateway.web.slices import SliceHandler, SliceOptions
 from gateway.web.snapshot import SnapshotHandler, SnapshotOptions
 from gateway.web.stream import StreamOptions, Streams
 
@@ -47,23 +55,37 @@ class Gateway:
     sockets: Sockets | None
     rings: RingReader
     snapshots: Snapshots
+    slices: Slices
     metrics: Metrics
     handlers: Handlers
+    arrivals: Arrivals
+    cache_life: CacheLife
+    purging: Purging
+    requests: Counter[str] = field(default_factory=Counter)
 
     async def run(self) -> None:
         """Follow the store and serve subscribers until cancelled."""
-        async with asyncio.TaskGroup() as tasks:
-            for tail in self.tails.values():
-                tasks.create_task(tail.run())
-            tasks.create_task(self.hub.run(self.rings, self.tails.values()))
-            age_seconds = self.settings.store.tombstone_age_seconds
-            tasks.create_task(forget_ended(self.store, self.tails.values(), age_seconds))
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for tail in self.tails.values():
+                    tasks.create_task(tail.run())
+                tasks.create_task(self.hub.run(self.rings, self.tails.values()))
+                tasks.create_task(self.slices.run())
+                for purger in self.purging.purgers.values():
+                    tasks.create_task(purger.run())
+                age_seconds = self.settings.store.tombstone_age_seconds
+                tasks.create_task(forget_ended(self.store, self.tails.values(), age_seconds))
+        finally:
+            await self.purging.requests.aclose()
 
     def drain(self) -> None:
         """Take no new streams and end those that are open."""
         self.handlers.streams.draining = True
+        self.handlers.slices.draining = True
         self.handlers.health.draining = True
         self.hub.drain()
+        self.slices.drain()
+        self.arrivals.drain()
 
 
 def build_namespaces(settings: Settings) -> dict[str, Namespace]:
@@ -81,6 +103,8 @@ def build_namespaces(settings: Settings) -> dict[str, Namespace]:
             keys_limit=own.keys_limit,
             conflate=own.conflate,
             stream_codings=own.stream_codings,
+            slice_seconds=own.slice_seconds,
+            ring_spare_seconds=own.ring_spare_seconds,
             cache=own.cache_policy,
         )
         for name, own in settings.namespaces.items()
@@ -99,24 +123,35 @@ def build_gateway(settings: Settings, redis_url: str) -> Gateway:
         limit_bytes=settings.snapshots.cache_limit_bytes,
     )
     hub = _build_hub(settings, snapshots, metrics)
+    rings = RingReader(store)
+    slices = _build_slices(settings, store, rings)
+    arrivals = Arrivals()
+    streams = _stream_options(settings)
+    cache_life = CacheLife()
     sockets = _build_sockets(settings, hub)
+    purging = build_purging(settings, store, metrics.purge_seconds.observe)
     tails = {
         name: Tail(
             store,
             Mirror(rules, settings.mirror.limit_bytes // len(namespaces)),
-            [hub, snapshots],
+            [hub, snapshots, slices, arrivals, *purging.of(name)],
             settings.store.block_ms,
         )
         for name, rules in namespaces.items()
     }
-    rings = RingReader(store)
+    slices.follow(tails)
     names = Names(namespaces, settings.publish.channel_limit_bytes)
+
+    def count_streams() -> int:
+        return hub.subscribers + slices.readers + arrivals.waiting
+
     handlers = Handlers(
-        streams=Streams(hub, tails, names, sockets, _stream_options(settings)),
+        streams=Streams(hub, tails, names, sockets, count_streams, streams),
         snapshots=SnapshotHandler(
             snapshots,
             tails,
             names,
+            cache_life,
             SnapshotOptions(
                 wait_seconds=settings.snapshots.wait_seconds,
                 inline_compression_limit_bytes=settings.snapshots.inline_compression_limit_bytes,
@@ -124,23 +159,28 @@ def build_gateway(settings: Settings, redis_url: str) -> Gateway:
         ),
         history=HistoryHandler(
             rings,
+            arrivals,
             tails,
             names,
-            HistoryOptions(
-                limit_events=settings.history.limit_events,
-                default_events=settings.history.default_events,
-                reach_seconds=settings.snapshots.wait_seconds,
-            ),
+            Pages(settings.history.cache_limit_bytes),
+            cache_life,
+            count_streams,
+            _history_options(settings, streams.subscribers_limit),
+        ),
+        slices=SliceHandler(
+            slices, tails, names, count_streams, _slice_options(settings, streams.subscribers_limit)
         ),
         publish=PublishHandler(publisher, tails, names, _publish_limits(settings)),
         channels=ChannelsHandler(store, hub, tails, names),
         health=HealthHandler(tails, metrics.exposition),
         console=ConsoleHandler(),
         description=DescriptionHandler(),
+        client_module=ClientModuleHandler(),
     )
     gateway = Gateway(
-        settings, store, publisher, tails, hub, sockets, rings, snapshots, metrics, handlers
-    )
+        settings, store, publisher, tails, hub, sockets, rings, snapshots, slices, metrics,
+        handlers, arrivals, cache_life, purging,
+    )  # fmt: skip
     _watch(gateway)
     return gateway
 
@@ -156,6 +196,37 @@ def _build_hub(settings: Settings, snapshots: Snapshots, metrics: Metrics) -> Hu
         ),
         snapshots,
         metrics.delivery_seconds.observe,
+    )
+
+
+def _build_slices(settings: Settings, store: RedisStore, rings: RingReader) -> Slices:
+    return Slices(
+        store,
+        rings,
+        retry_ms=settings.slices.retry_ms,
+        heartbeat_seconds=settings.streams.heartbeat_seconds,
+        wait_seconds=settings.snapshots.wait_seconds,
+        limit_bytes=settings.slices.cache_limit_bytes,
+    )
+
+
+def _slice_options(settings: Settings, subscribers_limit: int) -> SliceOptions:
+    return SliceOptions(
+        subscribers_limit=subscribers_limit,
+        write_timeout_seconds=settings.streams.write_timeout_seconds,
+        retry_ms=settings.streams.retry_ms,
+        snapshots=f"{settings.base_path}/snapshots/",
+    )
+
+
+def _history_options(settings: Settings, subscribers_limit: int) -> HistoryOptions:
+    return HistoryOptions(
+        limit_events=settings.history.limit_events,
+        default_events=settings.history.default_events,
+        reach_seconds=settings.snapshots.wait_seconds,
+        wait_limit_seconds=settings.history.wait_limit_seconds,
+        subscribers_limit=subscribers_limit,
+        inline_compression_limit_bytes=settings.snapshots.inline_compression_limit_bytes,
     )
 
 
@@ -222,11 +293,26 @@ def _watch(gateway: Gateway) -> None:
     """Let the metrics read every part's counters."""
     hub, snapshots, tails = gateway.hub, gateway.snapshots, gateway.tails.values()
     done, made = hub.counters, snapshots.counters
+    sliced = gateway.slices.counters
+    purgers, purged = gateway.purging.purgers.values(), gateway.purging.counters
+    gateway.metrics.watch_labelled(
+        "http_requests", "Requests by route.", "route", lambda: gateway.requests
+    )
     gateway.metrics.watch(
         gauges={
             "subscribers": ("Open streams.", lambda: hub.subscribers),
             "lagging": ("Open streams that are behind.", hub.count_lagging),
             "channels": ("Channels known.", lambda: sum(len(t.mirror.index) for t in tails)),
+            "slice_readers": ("Open slices.", lambda: gateway.slices.readers),
+            "waiting": ("Requests that wait for an event.", lambda: gateway.arrivals.waiting),
+            "purges_pending": (
+                "Channels to be purged yet.",
+                lambda: sum(one.pending for one in purgers),
+            ),
+            "purge_breakers_open": (
+                "Namespaces whose caches cannot be purged now.",
+                lambda: sum(one.breaker.open for one in purgers),
+            ),
             "mirror_bytes": ("Rings in memory.", lambda: sum(t.mirror.size_bytes for t in tails)),
         },
         counters={
@@ -239,12 +325,22 @@ def _watch(gateway: Gateway) -> None:
             "lags": ("Times that a subscriber fell behind.", lambda: done.lags),
             "gaps": ("Positions that could not be resumed.", lambda: done.gaps),
             "write_timeouts": ("Subscribers that took nothing too long.", lambda: done.timeouts),
+            "slices_begun": ("Slices begun.", lambda: sliced.begun),
+            "slices_ended": ("Slices ended whole.", lambda: sliced.ended),
+            "slices_broken": ("Slices cut off.", lambda: sliced.broken),
+            "purges": ("Channels purged.", lambda: purged.purged),
+            "purge_failures": ("Calls to purge that failed.", lambda: purged.failures),
+            "purges_dropped": ("Channels that nobody purged.", lambda: purged.dropped),
             "ring_reads": ("Rings read from Redis.", lambda: gateway.rings.reads),
             "snapshot_hits": ("Snapshots that were rendered already.", lambda: made.hits),
             "snapshot_renders": ("Snapshots rendered.", lambda: made.renders),
             "snapshot_variants": ("Snapshots compressed.", lambda: made.variants),
             "snapshot_not_modified": ("Snapshots answered 304.", lambda: made.not_modified),
             "snapshot_loads": ("States read from Redis.", lambda: made.loads),
+            "cache_life_shortened": (
+                "Answers that caches may keep less long than the settings say.",
+                lambda: gateway.cache_life.shortened,
+            ),
             "redis_errors": ("Commands that Redis did not answer.", lambda: gateway.store.errors),
         },
     )

@@ -38,7 +38,9 @@ class PortTaken(GatewayError):
 async def listening(gateway: Gateway) -> AsyncIterator[str]:
     """Serve HTTP while the block runs; yields the address. Streams are drained at its end."""
     settings = gateway.settings
-    application = build_application(gateway.handlers, base_path=settings.base_path)
+    application = build_application(
+        gateway.handlers, base_path=settings.base_path, requests=gateway.requests
+    )
     # A reader that leaves cancels its handler, which takes it off the hub at once.
     runner = web.AppRunner(
         application,

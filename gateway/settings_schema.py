@@ -11,10 +11,16 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from gateway.protocol.cache_control import CacheLifeTooLong, CachePolicy, check_policy
+from gateway.protocol.cache_control import (
+    LIFE_MARGIN_SECONDS,
+    CacheLifeTooLong,
+    CachePolicy,
+    check_policy,
+    life_seconds,
+)
 from gateway.protocol.channel import CHANNEL_LIMIT_BYTES, DEFAULT_NAMESPACE, check_channel
 from gateway.protocol.errors import InvalidField
-from gateway.protocol.namespace import Reducer
+from gateway.protocol.namespace import SLICES_KEPT, Reducer
 
 PREFIX = "GATEWAY_"
 DELIMITER = "__"
@@ -44,6 +50,8 @@ Seconds = Annotated[_Number, Field(gt=0, le=1e9, allow_inf_nan=False)]
 VanishedSeconds = Annotated[_Number, Field(ge=1, le=3600, allow_inf_nan=False)]
 WholeSeconds = Annotated[_Whole, Field(ge=1, le=10**9)]
 WholeSecondsOrZero = Annotated[_Whole, Field(ge=0, le=10**9)]
+# Up to its last two seconds a slice is read as it comes: shorter ones would be little else.
+SliceSeconds = Annotated[_Whole, Field(ge=5, le=10**9)]
 
 
 def default_data_dir() -> Path:
@@ -66,6 +74,15 @@ def _check_redis(value: str) -> str:
     if value != "embedded" and not value.startswith(REDIS_SCHEMES):
         raise PydanticCustomError("rule", "must be embedded or a URL such as redis://host:6379/0")
     return value
+
+
+def _check_purge_url(value: str) -> str:
+    if value and not value.startswith(("http://", "https://")):
+        raise PydanticCustomError("rule", "must be a URL such as http://127.0.0.1:8081")
+    return value.rstrip("/")
+
+
+PurgeUrl = Annotated[str, AfterValidator(_check_purge_url)]
 
 
 def _check_workers(value: int) -> int:
@@ -129,10 +146,46 @@ class SnapshotSettings(_Table):
 
 
 class HistorySettings(_Table):
-    """The size of history's pages."""
+    """The size of history's pages, and how long one may wait for them."""
 
     limit_events: Count = 1000
     default_events: Count = 100
+    wait_limit_seconds: Annotated[_Whole, Field(ge=1, le=3600)] = 30
+    cache_limit_bytes: Count = 67108864
+
+
+class SliceSettings(_Table):
+    """Streams that end at a boundary, for caches to share."""
+
+    retry_ms: Count = 500
+    cache_limit_bytes: Count = 67108864
+
+
+class PurgeSettings(_Table):
+    """How caches are told that a snapshot changed."""
+
+    min_interval_ms: Count = 1000
+    timeout_seconds: Seconds = 5.0
+    nginx_urls: tuple[PurgeUrl, ...] = ()
+    varnish_urls: tuple[PurgeUrl, ...] = ()
+    fastly_url: PurgeUrl = "https://api.fastly.com"
+    fastly_service_id: str = ""
+    fastly_token: str = ""
+    cloudflare_url: PurgeUrl = "https://api.cloudflare.com/client/v4"
+    cloudflare_zone_id: str = ""
+    cloudflare_token: str = ""
+    webhook_url: PurgeUrl = ""
+    webhook_secret: str = ""
+
+    NEEDED: ClassVar[dict[str, tuple[str, ...]]] = {
+        "none": (),
+        "nginx": ("nginx_urls",),
+        "varnish": ("varnish_urls",),
+        "fastly": ("fastly_service_id", "fastly_token"),
+        "cloudflare": ("cloudflare_zone_id", "cloudflare_token"),
+        "webhook": ("webhook_url", "webhook_secret"),
+    }
+    SECRETS: ClassVar[tuple[str, ...]] = ("fastly_token", "cloudflare_token", "webhook_secret")
 
 
 class MirrorSettings(_Table):
@@ -165,10 +218,13 @@ class NamespaceSettings(_Table):
     keys_limit: Count = 10000
     conflate: bool = False
     stream_codings: tuple[Literal["zstd", "gzip"], ...] = ()
+    slice_seconds: SliceSeconds = 30
+    ring_spares_young: bool = True
     browser_max_age_seconds: WholeSecondsOrZero = 0
     edge_max_age_seconds: WholeSecondsOrZero = 1
     stale_while_revalidate_seconds: WholeSecondsOrZero = 5
     stale_if_error_seconds: WholeSecondsOrZero = 60
+    purge: Literal["none", "nginx", "varnish", "fastly", "cloudflare", "webhook"] = "none"
 
     CACHE_AGES: ClassVar[tuple[str, ...]] = (
         "edge_max_age_seconds",
@@ -176,6 +232,17 @@ class NamespaceSettings(_Table):
         "stale_while_revalidate_seconds",
         "stale_if_error_seconds",
     )
+
+    @property
+    def ring_spare_seconds(self) -> int:
+        """Return how long an event stays in its ring, however many follow it.
+
+        As long as some cache may lead a reader to it.
+        """
+        if not self.ring_spares_young:
+            return 0
+        cached_seconds = life_seconds(self.cache_policy) + LIFE_MARGIN_SECONDS
+        return max(cached_seconds, SLICES_KEPT * self.slice_seconds)
 
     @property
     def cache_policy(self) -> CachePolicy:
@@ -239,6 +306,8 @@ class Settings(BaseSettings):
     publish: PublishSettings = PublishSettings()
     snapshots: SnapshotSettings = SnapshotSettings()
     history: HistorySettings = HistorySettings()
+    slices: SliceSettings = SliceSettings()
+    purge: PurgeSettings = PurgeSettings()
     mirror: MirrorSettings = MirrorSettings()
     store: StoreSettings = StoreSettings()
     namespaces: Annotated[dict[str, NamespaceSettings], BeforeValidator(_check_namespaces)] = Field(
@@ -294,6 +363,14 @@ class Settings(BaseSettings):
                 f"is for the reducer keyed, not {namespace.reducer}",
                 (*table, "reducer"),
             )
+        for needed in PurgeSettings.NEEDED[namespace.purge]:
+            if not getattr(self.purge, needed):
+                raise _broken(
+                    (*table, "purge"),
+                    namespace.purge,
+                    f"needs purge.{needed}",
+                    ("purge", needed),
+                )
         event_limit_bytes = self.publish.event_limit_bytes
         if namespace.ring_limit_bytes < event_limit_bytes:
             raise _broken(
@@ -301,6 +378,14 @@ class Settings(BaseSettings):
                 namespace.ring_limit_bytes,
                 f"must hold one event: publish.event_limit_bytes is {event_limit_bytes}",
                 ("publish", "event_limit_bytes"),
+            )
+        if namespace.ring_age_seconds < SLICES_KEPT * namespace.slice_seconds:
+            raise _broken(
+                (*table, "slice_seconds"),
+                namespace.slice_seconds,
+                f"{SLICES_KEPT} slices must fit into ring_age_seconds"
+                f" ({namespace.ring_age_seconds})",
+                (*table, "ring_age_seconds"),
             )
         try:
             check_policy(namespace.cache_policy, namespace.ring_age_seconds)

@@ -11,8 +11,14 @@ need() { # need PROGRAM PACKAGE
 need curl curl
 need node nodejs
 need npm npm
+need openssl openssl
 # Network namespaces are of Linux; where only root may make them, their test says so.
 [ "$(uname)" != Linux ] || need ip iproute2
+# The edges; not on every system are they on the PATH of others than root.
+PATH=$PATH:/usr/sbin:/usr/local/sbin
+need nginx nginx
+need varnishd varnish
+find /usr/lib* /usr/local/lib* -name libvmod_xkey.so 2>/dev/null | grep -q . || missing+=(varnish-modules)
 command -v chromium >/dev/null 2>&1 || command -v chromium-browser >/dev/null 2>&1 ||
     command -v google-chrome >/dev/null 2>&1 || missing+=(chromium)
 # A Python without its `venv` (Debian splits it off) cannot make one.

@@ -15,6 +15,7 @@ FLOORS = {
     "auth": 2,
     "hub": 3,
     "snapshot": 3,
+    "purge": 3,
     "sources": 3,
     "web": 4,
     "telemetry": 4,

@@ -204,7 +204,9 @@ def test_every_command_is_described_with_every_option() -> None:
 
 def test_every_path_is_described() -> None:
     gateway = build_gateway(Settings(), "redis://127.0.0.1:6379/0")
-    routes = build_application(gateway.handlers, base_path="").router.routes()
+    routes = build_application(
+        gateway.handlers, base_path="", requests=gateway.requests
+    ).router.routes()
     offered = {f"{r.method} {r.resource.canonical}" for r in routes if r.resource is not None}
     told = {s for s in read(HTTP).spans if re.fullmatch(r"(GET|POST|DELETE) /\S*", s)}
     assert told == {one for one in offered if one.startswith(("GET", "POST", "DELETE"))}

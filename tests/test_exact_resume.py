@@ -39,7 +39,13 @@ FOLLOWED = ("board/a", "board/b", "board/c/d", "left", "right")
 CHANNELS = (*FOLLOWED, "noise/a", "noise/b", "noise/c", "noise/d")
 SELECTIONS = (("left",), ("board/*",), ("left", "right", "board/*"), ("right", "board/a"))
 SETTINGS: dict[str, Any] = {
-    "namespaces": {"default": {"ring_limit_events": RING, "stream_codings": ["gzip"]}},
+    "namespaces": {
+        "default": {
+            "ring_limit_events": RING,
+            "ring_spares_young": False,
+            "stream_codings": ["gzip"],
+        }
+    },
     "store": {"block_ms": 100},
     # All that is followed fits in, but not the noise too: rings are dropped and read again.
     "mirror": {"limit_bytes": 12_500},

@@ -301,11 +301,28 @@ def test_each_namespace_has_a_connection_to_follow_by(written: Written) -> None:
 def test_a_cached_snapshot_must_be_one_that_a_stream_can_follow(written: Written) -> None:
     ages = "edge_max_age_seconds = 1\nbrowser_max_age_seconds = 2\n"
     ages += "stale_while_revalidate_seconds = 30\nstale_if_error_seconds = 20\n"
-    line = written.line(f"[namespaces.'a.b']\nring_age_seconds = 43\n{ages}")
+    line = written.line(f"[namespaces.'a.b']\nring_age_seconds = 43\nslice_seconds = 5\n{ages}")
     assert line.startswith("namespaces.a.b.ring_age_seconds = 43: edge_max_age_seconds (1) + ")
     assert line.endswith(" = 43 must be below ring_age_seconds (43)")
-    written.path.write_text(f"[namespaces.'a.b']\nring_age_seconds = 44\n{ages}")
+    written.path.write_text(f"[namespaces.'a.b']\nring_age_seconds = 44\nslice_seconds = 5\n{ages}")
     assert load_settings(written.path, {}).namespaces["a.b"].ring_age_seconds == 44
+
+
+def test_three_slices_must_fit_into_the_ring(written: Written) -> None:
+    line = written.line("[namespaces.a]\nslice_seconds = 1201")
+    rule = "3 slices must fit into ring_age_seconds (3600)"
+    assert line == f"namespaces.a.slice_seconds = 1201: {rule}"
+    written.path.write_text("[namespaces.a]\nslice_seconds = 1200")
+    assert load_settings(written.path, {}).namespaces["a"].slice_seconds == 1200
+    assert written.line("[namespaces.a]\nslice_seconds = 4").endswith("must be at least 5")
+
+
+def test_a_ring_spares_what_caches_may_lead_to() -> None:
+    spared = NamespaceSettings().ring_spare_seconds
+    assert spared == 3 * 30
+    longest = NamespaceSettings(stale_if_error_seconds=600, browser_max_age_seconds=60)
+    assert longest.ring_spare_seconds == 600 + 60 + 1 + 10
+    assert NamespaceSettings(ring_spares_young=False).ring_spare_seconds == 0
 
 
 def test_a_rule_that_a_variable_breaks_names_the_environment(

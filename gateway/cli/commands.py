@@ -3,6 +3,7 @@
 import typer
 
 from gateway.cli.config import app as config_app
+from gateway.cli.nginx_config import nginx_config
 from gateway.cli.publish import publish
 from gateway.cli.read import channels, snapshot, tail
 from gateway.cli.serve import starting
@@ -26,3 +27,4 @@ app.command()(publish)
 app.command()(tail)
 app.command()(snapshot)
 app.command()(channels)
+app.command("nginx-config")(nginx_config)

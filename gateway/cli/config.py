@@ -11,6 +11,7 @@ from rich.markup import escape
 from gateway.cli.options import AsJson, Config
 from gateway.cli.terminal import command, output
 from gateway.settings import LoadedSettings, hide_password, load_with_sources
+from gateway.settings_schema import PurgeSettings
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -35,6 +36,8 @@ def show(config: Config = None, as_json: AsJson = False) -> None:
     loaded = load_with_sources(config, {})
     values = loaded.settings.model_dump(mode="json")
     values["redis"] = hide_password(values["redis"])
+    for name in PurgeSettings.SECRETS:
+        values["purge"][name] = "***" if values["purge"][name] else ""
     if as_json:
         output().print(orjson.dumps(values).decode(), markup=False)
         return

@@ -154,6 +154,7 @@ class Mirror:
             limit_events=rules.ring_limit_events,
             limit_bytes=rules.ring_limit_bytes,
             age_ms=rules.ring_age_seconds * 1000,
+            spare_ms=rules.ring_spare_seconds * 1000,
         )
 
     def _evict(self, keep: Container[str] = ()) -> None:
@@ -179,6 +180,15 @@ class Mirror:
         if ring is not None:
             self._rings.move_to_end(channel)
         return ring
+
+    def span_seconds(self, channel: str, now_ms: int) -> float | None:
+        """Return how far back the channel's ring reaches; None while only age bounds it.
+
+        A ring that is not in memory is taken for such a one.
+        """
+        ring = self._rings.get(channel)
+        span_ms = None if ring is None else ring.span_ms(now_ms)
+        return None if span_ms is None else span_ms / 1000
 
     # -- what streams ask ---------------------------------------------------------------------
 

@@ -23,6 +23,16 @@ LIFE_MARGIN_SECONDS = 10
 HISTORY_TAIL_MAX_AGE_SECONDS = 1
 """A page that the next event may change: as short as an unknown channel, for the same reason."""
 
+LONG_POLL_MAX_AGE_SECONDS = 2
+"""An answer to `wait`: long enough that all who waited for it behind a cache find it there.
+
+NGINX looks every half second whether it has come. Nobody is told something old by it: the next
+request is for another URL.
+"""
+
+NO_STALE_LIFE = "stale-while-revalidate=0, stale-if-error=0"
+"""Said aloud: Varnish keeps what is over for another 10 s unless it is told not to."""
+
 KEY_LIMIT_BYTES = 128
 """Akamai drops longer tags without a word; CloudFront allows 256, Fastly and Cloudflare 1024."""
 
@@ -36,18 +46,44 @@ class CachePolicy:
     stale_while_revalidate_seconds: int
     stale_if_error_seconds: int
 
-    @property
-    def cache_control(self) -> str:
-        """The value of `Cache-Control`, for browsers and for caches that know no other field."""
-        return (
-            f"public, max-age={self.browser_max_age_seconds}"
-            f", s-maxage={self.edge_max_age_seconds}, {self._stale}"
+    def within(self, limit_seconds: float | None) -> "CachePolicy":
+        """Return the policy, shortened where a life of `limit_seconds` is less than its own.
+
+        The stale times go first, then the edge's age, then the browser's: what was promised to be
+        fresh is what readers notice most. None is no limit.
+        """
+        if limit_seconds is None or life_seconds(self) <= limit_seconds:
+            return self
+        left = max(0, int(limit_seconds))
+        browser = min(self.browser_max_age_seconds, left)
+        edge = min(self.edge_max_age_seconds, left - browser)
+        stale = left - browser - edge
+        return CachePolicy(
+            browser,
+            edge,
+            min(self.stale_while_revalidate_seconds, stale),
+            min(self.stale_if_error_seconds, stale),
         )
 
-    @property
-    def cdn_cache_control(self) -> str:
-        """The value of `CDN-Cache-Control`; RFC 9213 2.1: it overrules the other at the edge."""
-        return f"max-age={self.edge_max_age_seconds}, {self._stale}"
+    def cache_control(self, limit_seconds: float | None = None) -> str:
+        """Return `Cache-Control`, for browsers and for caches that know no other field.
+
+        With a limit below a second nothing may be kept at all.
+        """
+        if limit_seconds is not None and limit_seconds < 1:
+            return NO_STORE
+        policy = self.within(limit_seconds)
+        return (
+            f"public, max-age={policy.browser_max_age_seconds}"
+            f", s-maxage={policy.edge_max_age_seconds}, {policy._stale}"
+        )
+
+    def cdn_cache_control(self, limit_seconds: float | None = None) -> str:
+        """Return `CDN-Cache-Control`; RFC 9213 2.1: it overrules the other at the edge."""
+        if limit_seconds is not None and limit_seconds < 1:
+            return NO_STORE
+        policy = self.within(limit_seconds)
+        return f"max-age={policy.edge_max_age_seconds}, {policy._stale}"
 
     @property
     def _stale(self) -> str:
@@ -92,6 +128,17 @@ def check_policy(policy: CachePolicy, ring_age_seconds: float) -> None:
         raise CacheLifeTooLong(policy, ring_age_seconds)
 
 
+def life_limit_seconds(span_seconds: float | None) -> float | None:
+    """Return the longest life of what is cached of a channel whose ring spans this much time.
+
+    None where nothing but age bounds the ring. Half the span is margin enough for a ring so short
+    that LIFE_MARGIN_SECONDS would leave nothing.
+    """
+    if span_seconds is None:
+        return None
+    return max(0.0, span_seconds - min(LIFE_MARGIN_SECONDS, span_seconds / 2))
+
+
 def history_max_age_seconds(
     *, settled: bool, first_event_age_seconds: float, ring_age_seconds: float
 ) -> int:
@@ -109,7 +156,12 @@ def history_max_age_seconds(
 
 def history_cache_control(max_age_seconds: int) -> str:
     """Return the `Cache-Control` of a page of history; no stale life, as its end is a gap."""
-    return f"public, max-age={max_age_seconds}"
+    return f"public, max-age={max_age_seconds}, {NO_STALE_LIFE}"
+
+
+def history_cdn_cache_control(max_age_seconds: int) -> str:
+    """Return the `CDN-Cache-Control` of a page of history."""
+    return f"max-age={max_age_seconds}, {NO_STALE_LIFE}"
 
 
 def surrogate_keys(namespace: str, channel: str) -> str:

@@ -5,6 +5,9 @@ from enum import StrEnum
 
 from gateway.protocol.cache_control import CachePolicy
 
+SLICES_KEPT = 3
+"""Slices that a ring must cover: the present one, and two for readers that come late."""
+
 
 class Reducer(StrEnum):
     """How a channel's events add up to its state."""
@@ -20,7 +23,8 @@ class Namespace:
     """One namespace's rules; sizes in bytes, ages in seconds.
 
     `conflate` lets a reader that cannot keep up get the state in place of events;
-    `stream_codings` are the content codings that streams are offered in.
+    `stream_codings` are the content codings that streams are offered in; `slice_seconds` is the
+    length of a slice. Events younger than `ring_spare_seconds` leave the ring by its bytes only.
     """
 
     name: str
@@ -34,4 +38,6 @@ class Namespace:
     keys_limit: int = 10_000
     conflate: bool = False
     stream_codings: tuple[str, ...] = ()
+    slice_seconds: int = 30
+    ring_spare_seconds: int = 0
     cache: CachePolicy = field(default_factory=lambda: CachePolicy(0, 1, 5, 60))

@@ -41,16 +41,24 @@ class Entry:
 class Ring:
     """Entries of one channel in order. Everything after `resumable_from` is in it.
 
-    `complete` says that the store's ring holds nothing older that could still be fetched.
+    `complete` says that the store's ring holds nothing older that could still be fetched;
+    `cut_short`, that its oldest event went for the number or the bytes of those after it. Their
+    number spares those younger than `spare_ms`, as seen from the last event.
     """
 
     __slots__ = (
-        "_age_ms", "_dead", "_entries", "_ids", "_limit_bytes", "_limit_events",
-        "complete", "last", "resumable_from", "size_bytes",
+        "_age_ms", "_dead", "_entries", "_ids", "_limit_bytes", "_limit_events", "_spare_ms",
+        "complete", "cut_short", "last", "resumable_from", "size_bytes",
     )  # fmt: skip
 
     def __init__(
-        self, resumable_from: Position, *, limit_events: int, limit_bytes: int, age_ms: int
+        self,
+        resumable_from: Position,
+        *,
+        limit_events: int,
+        limit_bytes: int,
+        age_ms: int,
+        spare_ms: int = 0,
     ) -> None:
         self._entries: list[Entry] = []
         self._ids: list[Position] = []
@@ -58,6 +66,8 @@ class Ring:
         self._limit_events = limit_events
         self._limit_bytes = limit_bytes
         self._age_ms = age_ms
+        self._spare_ms = spare_ms
+        self.cut_short = False
         self.complete = False
         self.resumable_from = resumable_from
         self.last = resumable_from
@@ -100,6 +110,8 @@ class Ring:
         self.resumable_from = min(resumable_from, self.resumable_from)
         self.last = max(self.last, self.resumable_from)
         self.complete = True
+        # Younger than its age, so what was before went otherwise.
+        self.cut_short = self.resumable_from.ms > max(0, self.last.ms - self._age_ms)
         self._trim()
 
     def after(self, position: Position, until: Position, limit_bytes: int) -> list[Entry]:
@@ -122,6 +134,22 @@ class Ring:
         at = bisect_right(self._ids, position, self._dead)
         return at < len(self._ids) and self._ids[at] <= until
 
+    def span_ms(self, now_ms: int) -> float | None:
+        """Return how far back the ring reaches, in milliseconds, at the pace of its events.
+
+        None while only age bounds it. What is not complete here is in the store, and may be cut
+        short there: then it is told from how fast the bytes come.
+        """
+        reach_ms = max(0, now_ms - self.resumable_from.ms)
+        if self.cut_short:
+            return reach_ms
+        data_bytes = (self.size_bytes - len(self) * _OVERHEAD_BYTES) // 2
+        if self.complete or data_bytes <= 0:
+            return None
+        # The first second tells little of a pace.
+        span_ms = max(1000, reach_ms) * (self._limit_bytes / data_bytes)
+        return span_ms if span_ms < self._age_ms else None
+
     def page(self, after: Position, limit: int) -> list[Event]:
         """Return up to `limit` events after a position, oldest first."""
         low = bisect_right(self._ids, after, self._dead)
@@ -134,16 +162,23 @@ class Ring:
         self.size_bytes = 0
         self.resumable_from = self.last = resumable_from
         self.complete = True
+        self.cut_short = False
 
     def _trim(self) -> None:
         kept, oldest_ms = len(self), self.last.ms - self._age_ms
-        while kept > 1 and (
-            kept > self._limit_events
-            or self.size_bytes > 2 * self._limit_bytes + kept * _OVERHEAD_BYTES
-            or self._ids[self._dead].ms < oldest_ms
-        ):
+        spared_ms = self.last.ms - self._spare_ms
+        while kept > 1:
+            first_ms = self._ids[self._dead].ms
+            is_old = first_ms < oldest_ms
+            if not (
+                is_old
+                or (kept > self._limit_events and (first_ms < spared_ms or not self._spare_ms))
+                or self.size_bytes > 2 * self._limit_bytes + kept * _OVERHEAD_BYTES
+            ):
+                break
             dropped = self._entries[self._dead]
             self.resumable_from = dropped.id
+            self.cut_short = not is_old
             # The store keeps its ring within the same bounds.
             self.complete = True
             self.size_bytes -= dropped.size_bytes

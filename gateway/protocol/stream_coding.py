@@ -46,6 +46,16 @@ _ZSTD_SHARED = zstandard.ZstdCompressionParameters(
     strategy=zstandard.STRATEGY_LAZY2,
 )
 
+_ZSTD_BODY = zstandard.ZstdCompressionParameters(
+    window_log=ZSTD_WINDOW_LOG,
+    hash_log=12,
+    chain_log=12,
+    search_log=4,
+    min_match=5,
+    strategy=zstandard.STRATEGY_LAZY2,
+    write_checksum=True,
+)
+
 # Private bytes are for few, so they are made at the cheapest that still finds what repeats (us
 # and % of the plain size):  1 event    4 events   20         100        240 = 64 KB
 #   stored                    1  102     1  100     1  100     1  100     4  100
@@ -202,6 +212,39 @@ def opening_of(coding: str) -> bytes:
 def closing_of(coding: str) -> bytes:
     """Return the last bytes of a body that ends in order; none of one that has no coding."""
     return _ENCODERS[coding].closing if coding in _ENCODERS else b""
+
+
+class BodyEncoder:
+    """Encodes a body that all get from its first byte to its last, trailer and checksum included.
+
+    `coding` is one of STREAM_CODINGS.
+    """
+
+    def __init__(self, coding: str) -> None:
+        self._flush, self._finish = _BODY_FLUSHES[coding]
+        self._compressor = _start_body(coding)
+
+    def encode(self, data: bytes) -> bytes:
+        """Return the next bytes, which can be decoded at once."""
+        return self._compressor.compress(data) + self._compressor.flush(self._flush)
+
+    def finish(self) -> bytes:
+        """Return the last bytes of the body."""
+        return self._compressor.flush(self._finish)
+
+
+_BODY_FLUSHES = {
+    "gzip": (zlib.Z_SYNC_FLUSH, zlib.Z_FINISH),
+    "zstd": (zstandard.COMPRESSOBJ_FLUSH_BLOCK, zstandard.COMPRESSOBJ_FLUSH_FINISH),
+}
+
+
+def _start_body(coding: str) -> _Compressor:
+    if coding == "zstd":
+        parameters = _ZSTD_BODY
+        return zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    # 16 more than the window's logarithm: with gzip's header and trailer.
+    return zlib.compressobj(GZIP_LEVEL, zlib.DEFLATED, 16 + GZIP_WINDOW_LOG, GZIP_MEMORY_LEVEL)
 
 
 def encode_private(coding: str, data: bytes) -> bytes:

@@ -181,7 +181,7 @@ class Snapshots:
             return self._render(mirror, channel, kept, kept.position).body
         assert mirror.life is not None
         last = mirror.index[channel].last
-        return Snapshot(channel, last, mirror.life.epoch, {}, 0.0).body
+        return Snapshot(mirror.namespace, channel, last, mirror.life.epoch, {}, 0.0).body
 
     async def load(self, tail: Following, channel: str) -> None:
         """Fetch what `peek` needs; raises UnknownChannel, StoreUnavailable."""
@@ -209,7 +209,9 @@ class Snapshots:
                 self.counters.hits += 1
                 return snapshot
         self.counters.renders += 1
-        snapshot = Snapshot(channel, position, life.epoch, kept.state.value(), now)
+        snapshot = Snapshot(
+            mirror.namespace, channel, position, life.epoch, kept.state.value(), now
+        )
         kept.snapshot = snapshot
         self._count(kept)
         self._evict()

@@ -1,4 +1,4 @@
-"""One rendered snapshot and its variants, each compressed once; folds nothing."""
+"""Documents rendered once and their variants, each compressed once; folds nothing."""
 
 import asyncio
 from collections.abc import Callable
@@ -7,24 +7,16 @@ import orjson
 
 from gateway.protocol.coding import IDENTITY, compress
 from gateway.protocol.etag import SnapshotTag, digest_body
+from gateway.protocol.namespace import Namespace
 from gateway.protocol.position import Position
 
 
-class Snapshot:
-    """A channel's state as JSON bytes, true at `position`.
+class Rendering:
+    """A JSON document of one epoch, true at `position`, as bytes."""
 
-    `rendered_at` is monotonic time in seconds.
-    """
-
-    def __init__(
-        self, channel: str, position: Position, epoch: str, state: object, rendered_at: float
-    ) -> None:
-        document = {"channel": channel, "id": str(position), "epoch": epoch, "state": state}
-        body = orjson.dumps(document)
-        self.channel = channel
+    def __init__(self, body: bytes, epoch: str, position: Position) -> None:
         self.position = position
         self.epoch = epoch
-        self.rendered_at = rendered_at
         self.digest = digest_body(body)
         self._variants: dict[str, bytes] = {IDENTITY: body}
         self._making: dict[str, asyncio.Task[bytes]] = {}
@@ -68,3 +60,31 @@ class Snapshot:
         variant = self._variants[coding] = await asyncio.shield(task)
         self._making.pop(coding, None)
         return variant
+
+
+class Snapshot(Rendering):
+    """A channel's state as JSON bytes, true at `position`.
+
+    `rendered_at` is monotonic time in seconds.
+    """
+
+    def __init__(
+        self,
+        namespace: Namespace,
+        channel: str,
+        position: Position,
+        epoch: str,
+        state: object,
+        rendered_at: float,
+    ) -> None:
+        document = {
+            "channel": channel,
+            "id": str(position),
+            "epoch": epoch,
+            "reducer": namespace.reducer,
+            "slice_seconds": namespace.slice_seconds,
+            "state": state,
+        }
+        super().__init__(orjson.dumps(document), epoch, position)
+        self.channel = channel
+        self.rendered_at = rendered_at

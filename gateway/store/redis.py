@@ -25,9 +25,11 @@ from gateway.store.connection import Server, parse_info
 from gateway.store.scripts import (
     DELETE,
     GREET,
+    HOLD,
     JSON,
     PUBLISH,
     READ,
+    SEAL,
     SWEEP,
     TEXT,
     BusEntry,
@@ -249,7 +251,7 @@ class RedisStore:
             rules.ring_limit_events, rules.ring_limit_bytes, rules.ring_age_seconds * 1000,
             self.limits.bus_events, self.limits.bus_bytes, rules.channels_limit,
             rules.keys_limit, rules.state_limit_bytes, self.limits.idempotency_ms,
-            len(channels), len(call.events),
+            len(channels), len(call.events), rules.ring_spare_seconds * 1000,
         ]  # fmt: skip
         for channel in channels:
             arguments += (channel, call.if_match, *self._folded(call.states.get(channel)))
@@ -297,6 +299,27 @@ class RedisStore:
         if outcome == b"mismatch":
             raise PositionMismatch(channel, if_match, parse_position(detail))
         return parse_position(detail)
+
+    async def seal(self, namespace: str, boundary: Position) -> tuple[Life, int]:
+        """Let no later event stand before a boundary that the server's time has come to.
+
+        Returns the namespace's life, whose clock tells whether it was sealed, and the server's
+        time in milliseconds; every event before the boundary is at most the life's last.
+        """
+        reply = await self._commands.run(namespace, SEAL, [], [boundary.ms])
+        life = parse_life(reply[0])
+        # A store that comes back without the seal must not give out positions before it.
+        self.observe(namespace, min(boundary, life.clock))
+        return life, int(reply[1])
+
+    async def hold(self, namespace: str, lease: str, token: str, seconds: float) -> bool:
+        """Take a lease, or keep it for longer; False when another token holds it.
+
+        With 0 seconds it is let go of.
+        """
+        key = self._keys[namespace].lease(lease)
+        reply = await self._commands.run(namespace, HOLD, [key], [token, int(seconds * 1000)])
+        return bool(reply)
 
     async def sweep(self, namespace: str, channels: Sequence[str]) -> int:
         """Drop index entries of channels without ring and state; return how many went.

@@ -28,7 +28,8 @@ def _load(name: str) -> Script:
 
 
 GREET, PUBLISH, DELETE = _load("greet.lua"), _load("publish.lua"), _load("delete.lua")
-READ, SWEEP = _load("read.lua"), _load("sweep.lua")
+READ, SEAL, SWEEP = _load("read.lua"), _load("seal.lua"), _load("sweep.lua")
+HOLD = _load("hold.lua")
 
 
 class Keys:
@@ -48,6 +49,9 @@ class Keys:
 
     def idempotency(self, publisher: str, key: str) -> str:
         return f"{self._tag}idem:{publisher}:{key}"
+
+    def lease(self, name: str) -> str:
+        return f"{self._tag}lease:{name}"
 
     def of_channels(self, channels: Sequence[str]) -> list[str]:
         """Return the ring's and the state's key of each channel, in turn."""

@@ -12,6 +12,7 @@ _LATENCY_BUCKETS = (
 )  # fmt: skip
 
 Read = Callable[[], float]
+ReadMany = Callable[[], Mapping[str, float]]
 
 
 class _Readings(Collector):
@@ -28,14 +29,29 @@ class _Readings(Collector):
             yield CounterMetricFamily(name, text, value=read())
 
 
+class _LabelledReadings(Collector):
+    def __init__(self, name: str, text: str, label: str, read: ReadMany) -> None:
+        self._name, self._text, self._label, self._read = name, text, label, read
+
+    def collect(self) -> Iterator[Metric]:
+        family = CounterMetricFamily(self._name, self._text, labels=[self._label])
+        for value, number in self._read().items():
+            family.add_metric([value], number)
+        yield family
+
+
 class Metrics:
-    """One registry of this process; no labels, so its size never grows."""
+    """One registry of this process; its few labels are bounded, so its size never grows."""
 
     def __init__(self) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
         self.publish_seconds = Histogram(
             "sse_gateway_publish_seconds", "From a publish request to its answer.",
+            buckets=_LATENCY_BUCKETS, registry=self._registry,
+        )  # fmt: skip
+        self.purge_seconds = Histogram(
+            "sse_gateway_purge_seconds", "Of a call to purge caches that worked.",
             buckets=_LATENCY_BUCKETS, registry=self._registry,
         )  # fmt: skip
         self.delivery_seconds = Histogram(
@@ -53,6 +69,10 @@ class Metrics:
                 {f"sse_gateway_{name}": entry for name, entry in counters.items()},
             )
         )
+
+    def watch_labelled(self, name: str, text: str, label: str, read: ReadMany) -> None:
+        """Report counters that are told apart by one label, of few values."""
+        self._registry.register(_LabelledReadings(f"sse_gateway_{name}", text, label, read))
 
     def exposition(self) -> tuple[bytes, str]:
         """Return the document and its content type."""

@@ -2,16 +2,17 @@
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Awaitable, Callable
 
 from aiohttp import web
-from aiohttp.typedefs import Handler
+from aiohttp.typedefs import Handler, Middleware
 
 from gateway.protocol.errors import GatewayError
 from gateway.web.problem import problem, problem_of
 
 _log = logging.getLogger(__name__)
-_PUBLIC = ("events", "snapshots", "history", "openapi.json")
+_PUBLIC = ("events", "snapshots", "history", "slices", "openapi.json", "client.js")
 _SAFE = ("GET", "HEAD", "OPTIONS")
 
 
@@ -22,9 +23,23 @@ def share(base_path: str) -> Callable[[web.Request, web.StreamResponse], Awaitab
         part = request.path.removeprefix(base_path).lstrip("/").partition("/")[0]
         if part in _PUBLIC:
             response.headers["Access-Control-Allow-Origin"] = "*"
-            response.headers["Access-Control-Expose-Headers"] = "ETag, Retry-After"
+            response.headers["Access-Control-Expose-Headers"] = "ETag, Retry-After, Age"
 
     return mark
+
+
+def count_requests(requests: Counter[str], base_path: str) -> Middleware:
+    """Return what counts requests as they come, by the fixed beginning of their route."""
+
+    @web.middleware
+    async def count(request: web.Request, handler: Handler) -> web.StreamResponse:
+        resource = request.match_info.route.resource
+        # What no route knows is one number: whoever makes up paths must not make up counters.
+        route = resource.canonical.removeprefix(base_path) if resource else "other"
+        requests[route.partition("/{")[0] or "/"] += 1
+        return await handler(request)
+
+    return count
 
 
 @web.middleware

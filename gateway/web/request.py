@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from aiohttp import web
 
+from gateway.protocol.cache_control import NO_STORE
 from gateway.protocol.channel import CHANNEL_LIMIT_BYTES, check_channel, namespace_of
 from gateway.protocol.errors import InvalidField, ProtectedNamespace, TooLarge
 from gateway.protocol.namespace import Namespace
@@ -28,6 +29,42 @@ def read_query(
             raise InvalidField(name, value[:300], "must be given once")
         values[name] = value
     return values
+
+
+def read_header(request: web.Request, name: str) -> str | None:
+    """Return a header's value, its lines joined as one list; None without any."""
+    lines = request.headers.getall(name, [])
+    return ",".join(lines) if lines else None
+
+
+def check_spelling(request: web.Request) -> None:
+    """Refuse a path that is spelled with percent signs; raises InvalidField.
+
+    Nothing in the name of a channel needs one, and each spelling would be a cache entry of its own.
+    An EventSource that is redirected comes back to where it was led, so it is told instead. To be
+    called when the channel's name is known to be right.
+    """
+    raw = request.rel_url.raw_path
+    if "%" in raw:
+        raise InvalidField("path", raw[:300], f"must be spelled {request.path}")
+
+
+def redirect_spelling(request: web.Request, channel: str) -> web.Response | None:
+    """Return the way to a path's one spelling; None when it is the one.
+
+    Generated clients send a channel's slashes as `%2F`, and each spelling would be a cache entry of
+    its own, which no purge of the plain path finds. No cache keeps the redirect: one that keys by
+    the decoded path would hold it in place of the answer that it leads to.
+    """
+    raw = request.rel_url.raw_path
+    if "%" not in raw:
+        return None
+    # Relative, for a proxy may publish the gateway below a path that it does not know.
+    within = raw.count("/") - request.path.count("/") + channel.count("/")
+    location = "../" * within + channel
+    if request.query_string:
+        location += "?" + request.rel_url.raw_query_string
+    return web.Response(status=308, headers={"Location": location, "Cache-Control": NO_STORE})
 
 
 def read_whole(values: Mapping[str, str], name: str, default: int, limit: int) -> int:

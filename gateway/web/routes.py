@@ -1,16 +1,19 @@
 """The table of paths."""
 
+from collections import Counter
 from dataclasses import dataclass
 
 from aiohttp import web
 
 from gateway.web.admin import ChannelsHandler
+from gateway.web.client_module import ClientModuleHandler
 from gateway.web.console import ConsoleHandler
 from gateway.web.description import DescriptionHandler
 from gateway.web.health import HealthHandler
 from gateway.web.history import HistoryHandler
-from gateway.web.middleware import guard, preflight, share
+from gateway.web.middleware import count_requests, guard, preflight, share
 from gateway.web.publish import PublishHandler
+from gateway.web.slices import SliceHandler
 from gateway.web.snapshot import SnapshotHandler
 from gateway.web.stream import Streams
 
@@ -22,16 +25,20 @@ class Handlers:
     streams: Streams
     snapshots: SnapshotHandler
     history: HistoryHandler
+    slices: SliceHandler
     publish: PublishHandler
     channels: ChannelsHandler
     health: HealthHandler
     console: ConsoleHandler
     description: DescriptionHandler
+    client_module: ClientModuleHandler
 
 
-def build_application(handlers: Handlers, *, base_path: str) -> web.Application:
-    """Return the aiohttp application with every path under `base_path`."""
-    application = web.Application(middlewares=[guard])
+def build_application(
+    handlers: Handlers, *, base_path: str, requests: Counter[str]
+) -> web.Application:
+    """Return the aiohttp application with every path under `base_path`; it counts `requests`."""
+    application = web.Application(middlewares=[count_requests(requests, base_path), guard])
     application.on_response_prepare.append(share(base_path))
     router = application.router
 
@@ -44,7 +51,10 @@ def build_application(handlers: Handlers, *, base_path: str) -> web.Application:
         (f"/events/{anything}", handlers.streams.get),
         (f"/snapshots/{anything}", handlers.snapshots.get),
         (f"/history/{anything}", handlers.history.get),
+        (f"/slices/current/{anything}", handlers.slices.current),
+        (f"/slices/{{epoch}}/{{number}}/{anything}", handlers.slices.numbered),
         ("/openapi.json", handlers.description.get),
+        ("/client.js", handlers.client_module.get),
     )
     for path, handler in readers:
         add("GET", path, handler)

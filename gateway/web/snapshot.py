@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from gateway.hub.tail import Tail
-from gateway.protocol.cache_control import UNKNOWN_CHANNEL, cache_tags, surrogate_keys
+from gateway.protocol.cache_control import UNKNOWN_CHANNEL
 from gateway.protocol.coding import IDENTITY, negotiate_coding
 from gateway.protocol.errors import StoreUnavailable, UnknownChannel
 from gateway.protocol.etag import (
@@ -15,12 +15,17 @@ from gateway.protocol.etag import (
     evaluate_if_none_match,
     newest_held,
 )
-from gateway.protocol.namespace import Namespace, Reducer
+from gateway.protocol.namespace import Reducer
 from gateway.protocol.position import Position
 from gateway.snapshot.cache import Snapshots
 from gateway.snapshot.variants import Snapshot
+from gateway.web.caching import VARY, CacheLife
+from gateway.web.caching import follow_headers as follow_headers
 from gateway.web.problem import problem
-from gateway.web.request import Names, read_query
+from gateway.web.request import Names, read_header, read_query, redirect_spelling
+
+MINIMUM_POSITION = "Minimum-Position"
+"""The header that means what `?min=` does: a cache that fetches anew cannot change the URL."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,26 +40,22 @@ def unknown(tail: Tail, channel: str, detail: str) -> web.Response:
     """Return the 404 of a public channel that is not there: it can be followed from its `id`."""
     life = tail.mirror.life
     assert life is not None
-    extra = {"channel": channel, "id": str(tail.mirror.head), "epoch": life.epoch}
+    rules = tail.mirror.namespace
+    extra = {
+        "channel": channel,
+        "id": str(tail.mirror.head),
+        "epoch": life.epoch,
+        "reducer": rules.reducer,
+        "slice_seconds": rules.slice_seconds,
+    }
     headers = {"Cache-Control": UNKNOWN_CHANNEL}
     return problem(404, "Unknown channel", detail, extra, headers)
 
 
-def follow_headers(namespace: Namespace, channel: str) -> dict[str, str]:
-    """Return the headers by which caches find and drop what they keep of a channel."""
-    return {
-        "Surrogate-Key": surrogate_keys(namespace.name, channel),
-        "Cache-Tag": cache_tags(namespace.name, channel),
-    }
-
-
-def _headers(namespace: Namespace, channel: str) -> dict[str, str]:
-    return {
-        "Cache-Control": namespace.cache.cache_control,
-        "CDN-Cache-Control": namespace.cache.cdn_cache_control,
-        "Vary": "Accept-Encoding",
-        **follow_headers(namespace, channel),
-    }
+def not_acceptable() -> web.Response:
+    """Return the 406 of a caller that takes no coding, not even none."""
+    detail = "Accept-Encoding allows none of br, zstd, gzip, identity"
+    return problem(406, "Not acceptable", detail, headers=VARY)
 
 
 class SnapshotHandler:
@@ -65,19 +66,26 @@ class SnapshotHandler:
         snapshots: Snapshots,
         tails: Mapping[str, Tail],
         names: Names,
+        life: CacheLife,
         options: SnapshotOptions,
     ) -> None:
         self._snapshots = snapshots
         self._tails = tails
         self._names = names
+        self._life = life
         self._options = options
 
     async def get(self, request: web.Request) -> web.StreamResponse:
         """Return the channel's state, or 304 when the caller has it."""
         query = read_query(request, "min")
         channel, namespace = self._names.channel(request)
+        if (redirect := redirect_spelling(request, channel)) is not None:
+            return redirect
         minimum = Position.parse(query["min"], "min") if "min" in query else None
-        header = ",".join(request.headers.getall("If-None-Match", [])) or None
+        if MINIMUM_POSITION in request.headers:
+            named = Position.parse(request.headers[MINIMUM_POSITION], MINIMUM_POSITION)
+            minimum = max(minimum or named, named)
+        header = read_header(request, "If-None-Match")
         tail = self._tails[namespace.name]
         life = tail.mirror.life
         if life is None:
@@ -95,12 +103,12 @@ class SnapshotHandler:
                 if held is None or held[0] != wanted or tail.mirror.life is not life:
                     raise StoreUnavailable(f"this worker has not reached {wanted} yet") from error
                 # The caller holds something newer than this worker could say.
-                return self._not_modified(_headers(namespace, channel), held[1])
+                return self._not_modified(self._life.of_snapshot(tail.mirror, channel), held[1])
         try:
             snapshot = await self._snapshots.get(tail, channel, wanted)
         except UnknownChannel as error:
             return unknown(tail, channel, str(error))
-        return await self._answer(request, namespace, channel, snapshot, header)
+        return await self._answer(request, tail, snapshot, header)
 
     def _not_modified(self, headers: dict[str, str], held: EntityTag) -> web.Response:
         self._snapshots.counters.not_modified += 1
@@ -109,19 +117,14 @@ class SnapshotHandler:
     async def _answer(
         self,
         request: web.Request,
-        namespace: Namespace,
-        channel: str,
+        tail: Tail,
         snapshot: Snapshot,
         if_none_match: str | None,
     ) -> web.Response:
-        accepted = request.headers.getall("Accept-Encoding", [])
-        coding = negotiate_coding(",".join(accepted) if accepted else None)
+        coding = negotiate_coding(read_header(request, "Accept-Encoding"))
         if coding is None:
-            return problem(
-                406, "Not acceptable", "Accept-Encoding allows none of br, zstd, gzip, identity",
-                headers={"Vary": "Accept-Encoding"},
-            )  # fmt: skip
-        headers = _headers(namespace, channel)
+            return not_acceptable()
+        headers = self._life.of_snapshot(tail.mirror, snapshot.channel)
         # Whoever knew more than this worker was waited for: what is newer now is lost history.
         outcome = evaluate_if_none_match(if_none_match, snapshot.tag(coding))
         if isinstance(outcome, NotModified):

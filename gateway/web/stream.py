@@ -63,6 +63,7 @@ class Streams:
     """Handlers of `/events` and `/events/{channel}`.
 
     With `sockets` connections are taken over from aiohttp where that can be done.
+    `count_streams` tells how many streams are open on this worker, of whatever kind.
     """
 
     def __init__(
@@ -71,10 +72,12 @@ class Streams:
         tails: Mapping[str, Tail],
         names: Names,
         sockets: Sockets | None,
+        count_streams: Callable[[], int],
         options: StreamOptions,
     ) -> None:
         self.draining = False
         self._sockets = sockets
+        self._count_streams = count_streams
         self._heads = Heads()
         # Most streams are of few channels, by their paths.
         self._select_path = lru_cache(_PATHS_KEPT)(lambda path: self._select([path], bare=True))
@@ -146,7 +149,7 @@ class Streams:
     def _closed_to(self, tail: Tail) -> str:
         if self.draining:
             return "draining"
-        if self._hub.subscribers >= self._options.subscribers_limit:
+        if self._count_streams() >= self._options.subscribers_limit:
             return "overload"
         return "store" if tail.mirror.life is None else ""
 

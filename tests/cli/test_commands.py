@@ -118,9 +118,9 @@ def test_config_show_prints_a_file_that_gives_the_same_settings(
 
 
 def test_config_show_hides_the_password(run: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GATEWAY_REDIS", "redis://me:secret@localhost:6379/0")
+    monkeypatch.setenv("GATEWAY_REDIS", "redis://me:hidden@localhost:6379/0")
     out = run("config", "show").out + run("config", "show", "--json").out
-    assert "secret" not in out
+    assert "hidden" not in out
     assert "redis://***@localhost:6379/0" in out
 
 

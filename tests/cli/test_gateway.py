@@ -30,6 +30,7 @@ conflate = true
 reducer = "keyed"
 [namespaces.short]
 ring_limit_events = 3
+ring_spares_young = false
 """
 
 
@@ -156,7 +157,7 @@ def test_an_event_is_published_and_seen_in_the_snapshot(gateway: Gateway) -> Non
     assert (code, json.loads(out)) == (0, {"price": 39.81})
     assert err == f"one/json at {position}\n"
     [document] = gateway.json("snapshot", "one/json")
-    assert document.keys() == {"channel", "id", "epoch", "state"}
+    assert document.keys() == {"channel", "id", "epoch", "reducer", "slice_seconds", "state"}
     assert (document["id"], document["state"]) == (position, {"price": 39.81})
 
 

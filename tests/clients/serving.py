@@ -7,7 +7,7 @@ import re
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Self
@@ -35,19 +35,23 @@ def fixed_port() -> int:
 
 
 class Serving:
-    """`sse-gateway serve` with its embedded store, always at the same address and directory."""
+    """`sse-gateway serve` with its embedded store, always at the same address and directory.
 
-    def __init__(self, directory: Path) -> None:
+    `settings` are environment variables, as GATEWAY_STREAMS__RETRY_MS.
+    """
+
+    def __init__(self, directory: Path, settings: Mapping[str, str] | None = None) -> None:
         self.port = fixed_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._directory = directory
+        self._settings = {"GATEWAY_STREAMS__RETRY_MS": str(RETRY_MS), **(settings or {})}
         self._process: asyncio.subprocess.Process | None = None
         self._reading: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Return when it serves."""
         environment = {k: v for k, v in os.environ.items() if not k.startswith("GATEWAY_")}
-        environment |= {"PYTHONPATH": str(ROOT), "GATEWAY_STREAMS__RETRY_MS": str(RETRY_MS)}
+        environment |= {"PYTHONPATH": str(ROOT), **self._settings}
         with (self._directory / "gateway.log").open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "gateway", "serve",

@@ -16,7 +16,9 @@ from gateway.protocol.cache_control import (
     cache_tags,
     check_policy,
     history_cache_control,
+    history_cdn_cache_control,
     history_max_age_seconds,
+    life_limit_seconds,
     life_seconds,
     surrogate_keys,
 )
@@ -33,10 +35,47 @@ names = st.text(NAME_CHARACTERS + "/", min_size=1, max_size=255)
 
 
 def test_browsers_and_edges_get_their_own_ages() -> None:
-    assert POLICY.cache_control == (
+    assert POLICY.cache_control() == (
         "public, max-age=2, s-maxage=3, stale-while-revalidate=5, stale-if-error=60"
     )
-    assert POLICY.cdn_cache_control == "max-age=3, stale-while-revalidate=5, stale-if-error=60"
+    assert POLICY.cdn_cache_control() == "max-age=3, stale-while-revalidate=5, stale-if-error=60"
+
+
+def test_a_shorter_life_takes_the_stale_times_first_then_the_edges_then_the_browsers() -> None:
+    assert POLICY.within(None) is POLICY.within(65) is POLICY.within(1e9) is POLICY
+    assert POLICY.within(64.9) == CachePolicy(2, 3, 5, 59)
+    assert POLICY.within(8) == CachePolicy(2, 3, 3, 3)
+    assert POLICY.within(5) == CachePolicy(2, 3, 0, 0)
+    assert POLICY.within(4) == CachePolicy(2, 2, 0, 0)
+    assert POLICY.within(2) == CachePolicy(2, 0, 0, 0)
+    assert POLICY.within(1.5) == CachePolicy(1, 0, 0, 0)
+    assert POLICY.within(0) == POLICY.within(-3) == CachePolicy(0, 0, 0, 0)
+
+
+def test_a_life_below_a_second_is_not_to_be_stored() -> None:
+    nothing = "stale-while-revalidate=0, stale-if-error=0"
+    assert POLICY.cache_control(1) == f"public, max-age=1, s-maxage=0, {nothing}"
+    assert POLICY.cdn_cache_control(1) == f"max-age=0, {nothing}"
+    assert POLICY.cache_control(0.9) == POLICY.cdn_cache_control(0.9) == "no-store"
+
+
+@given(
+    st.builds(CachePolicy, *[st.integers(0, 1000)] * 4),
+    st.none() | st.floats(0, 5000, allow_subnormal=False),
+)
+def test_no_life_is_longer_than_its_limit_or_than_before(
+    policy: CachePolicy, span_seconds: float | None
+) -> None:
+    limit = life_limit_seconds(span_seconds)
+    shortened = policy.within(limit)
+    assert life_seconds(shortened) <= life_seconds(policy)
+    if limit is None:
+        assert span_seconds is None
+        return
+    assert span_seconds is not None
+    assert span_seconds - LIFE_MARGIN_SECONDS <= limit <= span_seconds
+    assert life_seconds(shortened) <= limit
+    assert span_seconds == 0 or limit < span_seconds
 
 
 def test_fixed_policies_say_what_they_are_for() -> None:
@@ -117,7 +156,9 @@ def test_no_page_outlives_the_ring(settled: bool, age_seconds: float, ring_secon
 
 
 def test_a_page_of_history_has_no_stale_life() -> None:
-    assert history_cache_control(300) == "public, max-age=300"
+    nothing = "stale-while-revalidate=0, stale-if-error=0"
+    assert history_cache_control(300) == f"public, max-age=300, {nothing}"
+    assert history_cdn_cache_control(300) == f"max-age=300, {nothing}"
 
 
 def test_a_snapshot_carries_the_keys_of_its_namespace_and_channel() -> None:

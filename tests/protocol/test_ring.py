@@ -23,8 +23,15 @@ def new_ring(
     limit_events: int = 1000,
     limit_bytes: int = 1_000_000,
     age_ms: int = 1_000_000,
+    spare_ms: int = 0,
 ) -> Ring:
-    return Ring(resumable_from, limit_events=limit_events, limit_bytes=limit_bytes, age_ms=age_ms)
+    return Ring(
+        resumable_from,
+        limit_events=limit_events,
+        limit_bytes=limit_bytes,
+        age_ms=age_ms,
+        spare_ms=spare_ms,
+    )
 
 
 def fill(ring: Ring, *times: int, data: bytes = b"x") -> Ring:
@@ -110,6 +117,82 @@ def test_the_bytes_of_data_are_bounded_but_the_last_event_stays() -> None:
     fill(ring, 40, data=b"x" * 9999)
     assert kept(ring) == [40]
     assert ring.resumable_from == Position(30, 0)
+
+
+def test_the_number_of_events_spares_the_young_ones_but_their_bytes_do_not() -> None:
+    ring = fill(new_ring(limit_events=2, spare_ms=100, limit_bytes=6000), 10, 20, 30, 110, 120)
+    assert kept(ring) == [20, 30, 110, 120]
+    fill(ring, 130)
+    assert kept(ring) == [30, 110, 120, 130]
+    fill(ring, 1000)
+    assert kept(ring) == [130, 1000]
+    fill(ring, *range(1001, 1010), data=b"x" * 1000)
+    assert kept(ring) == [1004, 1005, 1006, 1007, 1008, 1009]
+
+
+@given(st.lists(st.integers(0, 40), max_size=60), st.integers(1, 8), st.integers(0, 100), st.data())
+def test_workers_that_saw_a_part_keep_the_same_as_those_that_saw_all(
+    pauses: list[int], limit_events: int, spare_ms: int, data: st.DataObject
+) -> None:
+    events, ms = list[Event](), 0
+    for pause in pauses:
+        events.append(event(ms + pause + 1, ms))
+        ms += pause + 1
+    whole = new_ring(limit_events=limit_events, spare_ms=spare_ms)
+    for item in events:
+        whole.append(item)
+    seen = data.draw(st.integers(0, len(events)))
+    begun = events[seen - 1].id if seen else ORIGIN
+    late = new_ring(begun, limit_events=limit_events, spare_ms=spare_ms)
+    # The store keeps at least what the rule says.
+    late.backfill(events[:seen], ORIGIN)
+    for item in events[seen:]:
+        late.append(item)
+    assert kept(late) == kept(whole)
+    assert (late.resumable_from, late.last) == (whole.resumable_from, whole.last)
+
+
+def test_a_ring_that_only_age_bounds_has_no_span() -> None:
+    ring = new_ring(age_ms=100)
+    ring.complete = True
+    assert ring.span_ms(50) is None
+    fill(ring, 10, 20, 200)
+    assert (kept(ring), ring.span_ms(210)) == ([200], None)
+
+
+def test_a_ring_that_was_cut_short_spans_what_is_left() -> None:
+    ring = fill(new_ring(limit_events=2), 10, 20, 30, 40)
+    assert ring.span_ms(100) == 100 - 20
+    # Quiet since then, it reaches further back with time.
+    assert ring.span_ms(5000) == 5000 - 20
+    assert ring.span_ms(5) == 0
+    ring.append(event(50, 40, b"", deletion=True))
+    assert ring.span_ms(100) is None
+    by_bytes = fill(new_ring(limit_bytes=2000), 10, 20, 30, data=b"x" * 1000)
+    assert by_bytes.span_ms(100) == 100 - 10
+
+
+def test_what_was_cut_short_in_the_store_is_known_after_a_backfill() -> None:
+    ring = new_ring(Position(30, 0), age_ms=100)
+    ring.backfill([event(20, 10), event(30, 20)], Position(10, 0))
+    assert ring.span_ms(90) == 80
+    whole = new_ring(Position(30, 0))
+    whole.backfill([event(20, 0), event(30, 20)], ORIGIN)
+    assert whole.span_ms(90) is None
+    # What lies before the age has gone by it.
+    old = new_ring(Position(300, 0), age_ms=100)
+    old.backfill([event(250, 150), event(300, 250)], Position(150, 0))
+    assert old.span_ms(350) is None
+
+
+def test_a_ring_that_is_not_complete_is_told_from_its_pace() -> None:
+    ring = new_ring(Position(1000, 0), limit_bytes=10_000, age_ms=60_000)
+    assert ring.span_ms(2000) is None
+    fill(ring, 1500, 2000, data=b"x" * 500)
+    # A thousand bytes in two seconds: the ring holds what comes in twenty.
+    assert ring.span_ms(3000) == 20_000
+    assert ring.span_ms(1100) == 10_000
+    assert ring.span_ms(10_000) is None
 
 
 def test_a_ring_keeps_all_that_the_store_does_within_the_same_bytes() -> None:

@@ -27,8 +27,21 @@ FIGURES = {
     "snapshot_not_modified": "counter",
     "snapshot_loads": "counter",
     "redis_errors": "counter",
+    "cache_life_shortened": "counter",
+    "waiting": "gauge",
+    "http_requests": "counter",
+    "slice_readers": "gauge",
+    "slices_begun": "counter",
+    "slices_ended": "counter",
+    "slices_broken": "counter",
     "publish_seconds": "histogram",
     "delivery_seconds": "histogram",
+    "purge_seconds": "histogram",
+    "purges": "counter",
+    "purge_failures": "counter",
+    "purges_dropped": "counter",
+    "purges_pending": "gauge",
+    "purge_breakers_open": "gauge",
 }
 
 
@@ -43,7 +56,9 @@ def read(text: str) -> dict[str, float]:
 
 
 async def test_every_figure_is_there_and_counts(start: Start) -> None:
-    client = await start({"namespaces": {"default": {"ring_limit_events": 2}}})
+    client = await start(
+        {"namespaces": {"default": {"ring_limit_events": 2, "ring_spares_young": False}}}
+    )
     async with client.follow("/events/chan/a") as one, client.follow("/events/chan/*") as two:
         await first_id(one)
         await first_id(two)
@@ -96,7 +111,7 @@ async def test_no_name_of_a_channel_a_key_or_a_namespace_is_in_the_metrics(start
         for sample in family.samples
         for name in sample.labels
     }
-    assert labels == {"le"}
+    assert labels == {"le", "route"}
 
 
 async def test_lags_and_ended_subscribers_are_counted(start: Start) -> None:

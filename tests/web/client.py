@@ -197,6 +197,10 @@ class RawStream:
         return bool(more)
 
     @property
+    def head(self) -> bytes:
+        return bytes(self._received).partition(b"\r\n\r\n")[0]
+
+    @property
     def body(self) -> bytes:
         return bytes(self._received).partition(b"\r\n\r\n")[2]
 

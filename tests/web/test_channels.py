@@ -91,7 +91,9 @@ async def test_a_page_is_filled_with_channels_that_exist(start: Start) -> None:
 
 
 async def test_the_ring_size_is_what_the_ring_holds(start: Start) -> None:
-    client = await start({"namespaces": {"default": {"ring_limit_events": 2}}})
+    client = await start(
+        {"namespaces": {"default": {"ring_limit_events": 2, "ring_spares_young": False}}}
+    )
     for n in range(5):
         await client.publish("a", b"%d" % n)
     await client.settle()

@@ -22,7 +22,14 @@ READ_BYTES_A_SECOND = 2000
 SETTINGS: dict[str, Any] = {
     # The kernel's buffers are as small as they get: what a train's modem holds is not ours.
     "streams": {"send_buffer_bytes": 4096, "buffer_limit_bytes": 4096},
-    "namespaces": {"prices": {"reducer": "keyed", "conflate": True, "ring_limit_events": 500}},
+    "namespaces": {
+        "prices": {
+            "reducer": "keyed",
+            "conflate": True,
+            "ring_limit_events": 500,
+            "ring_spares_young": False,
+        }
+    },
 }
 
 State = dict[str, object]

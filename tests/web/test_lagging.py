@@ -91,7 +91,9 @@ async def read_all(ids: list[str], stream: Stream) -> None:
 async def test_a_subscriber_that_the_ring_has_passed_gets_a_gap_and_is_closed(
     start: Start,
 ) -> None:
-    client = await start({"namespaces": {"default": {"ring_limit_events": 10}}})
+    client = await start(
+        {"namespaces": {"default": {"ring_limit_events": 10, "ring_spares_young": False}}}
+    )
     async with open_raw(
         client.worker, "/events/a", receive_buffer_bytes=RECEIVE_BUFFER_BYTES
     ) as slow:

@@ -1,5 +1,6 @@
 """`/openapi.json`: a valid document, and what it says is what the gateway does."""
 
+import asyncio
 import copy
 import gzip
 import re
@@ -89,7 +90,7 @@ def path_of(operation: Operation) -> str:
     _, path = operation
     for parameter in operations()[operation]["parameters"]:
         if parameter["in"] == "path":
-            path = path.replace(f"{{{parameter['name']}}}", parameter["example"])
+            path = path.replace(f"{{{parameter['name']}}}", str(parameter["example"]))
     return path
 
 
@@ -207,7 +208,7 @@ def test_what_names_and_positions_may_be(schema: str, good: list[str], bad: list
 
 async def test_it_has_the_routes_of_the_gateway_and_no_others() -> None:
     gateway = build_gateway(Settings(), "unix:///nowhere")
-    application = build_application(gateway.handlers, base_path="")
+    application = build_application(gateway.handlers, base_path="", requests=gateway.requests)
     routes = {
         (route.method, route.resource.canonical)
         for route in application.router.routes()
@@ -311,6 +312,7 @@ class Case:
 JSON = {"Content-Type": "application/json"}
 ONE, MANY, END = "/publish/{channel}", "/publish", "/channels/{channel}"
 STATE, PAGE, STREAM = "/snapshots/{channel}", "/history/{channel}", "/events/{channel}"
+CURRENT, SLICE = "/slices/current/{channel}", "/slices/{epoch}/{number}/{channel}"
 SETTINGS: dict[str, Any] = {
     "streams": {"send_buffer_bytes": 4096},
     "publish": {"event_limit_bytes": 1000},
@@ -320,7 +322,12 @@ SETTINGS: dict[str, Any] = {
         "none": {"reducer": "none"},
         "shut": {"visibility": "protected"},
         "small": {"stream_codings": ["gzip"]},
-        "slow": {"reducer": "keyed", "conflate": True, "ring_limit_events": 3},
+        "slow": {
+            "reducer": "keyed",
+            "conflate": True,
+            "ring_limit_events": 3,
+            "ring_spares_young": False,
+        },
     },
 }
 CASES = [
@@ -351,7 +358,7 @@ CASES = [
     Case(422, "POST", MANY, "", NDJSON, b'{"channel":"a","data":1,"key":[1]}'),
     Case(422, "POST", MANY, "", NDJSON, b""),
     Case(200, "GET", STATE, "/snapshots/a/b", {"Accept-Encoding": "gzip"}),
-    Case(200, "GET", STATE, "/snapshots/a%2Fb"),
+    Case(308, "GET", STATE, "/snapshots/a%2Fb"),
     Case(200, "GET", STATE, "/snapshots/keyed/a"),
     Case(304, "GET", STATE, "/snapshots/a/b", {"If-None-Match": "*"}),
     Case(400, "GET", STATE, "/snapshots/a/b?min=now"),
@@ -362,9 +369,18 @@ CASES = [
     Case(200, "GET", PAGE, "/history/a/b"),
     Case(200, "GET", PAGE, "/history/a/b?after=1-0&limit=1"),
     Case(200, "GET", PAGE, "/history/keyed/a"),
+    Case(200, "GET", PAGE, "/history/a/b?after=1-0&wait=1", {"Accept-Encoding": "gzip"}),
+    Case(304, "GET", PAGE, "/history/a/b", {"If-None-Match": "*"}),
+    Case(308, "GET", PAGE, "/history/a%2Fb"),
+    Case(406, "GET", PAGE, "/history/a/b", {"Accept-Encoding": "*;q=0"}),
     Case(400, "GET", PAGE, "/history/a/b?limit=0"),
     Case(403, "GET", PAGE, "/history/shut/a"),
     Case(404, "GET", PAGE, "/history/nothing"),
+    Case(400, "GET", CURRENT, "/slices/current/a?x=1"),
+    Case(403, "GET", CURRENT, "/slices/current/shut/a"),
+    Case(400, "GET", SLICE, "/slices/x/-1/a"),
+    Case(403, "GET", SLICE, "/slices/x/1/shut/a"),
+    Case(410, "GET", SLICE, "/slices/x/1/a"),
     Case(400, "GET", STREAM, "/events/a?since=never"),
     Case(403, "GET", STREAM, "/events/shut/*"),
     Case(405, "POST", STREAM, "/events/a"),
@@ -389,6 +405,9 @@ CASES = [
     Case(200, "GET", "/openapi.json"),
     Case(304, "GET", "/openapi.json", "", {"If-None-Match": "*"}),
     Case(400, "GET", "/openapi.json", "/openapi.json?format=yaml"),
+    Case(200, "GET", "/client.js", "", {"Accept-Encoding": "gzip"}),
+    Case(304, "GET", "/client.js", "", {"If-None-Match": "*"}),
+    Case(400, "GET", "/client.js", "/client.js?v=2"),
 ]
 # Positions beyond what was read, of channels that the worker knows.
 WITHOUT_STORE = [
@@ -397,6 +416,7 @@ WITHOUT_STORE = [
     Case(503, "DELETE", END, "/channels/c"),
     Case(503, "GET", STATE, "/snapshots/c?min=9000000000000-0"),
     Case(503, "GET", PAGE, "/history/c?after=9000000000000-0"),
+    Case(503, "GET", CURRENT, "/slices/current/c"),
     Case(503, "GET", STREAM, "/events/c?last_event_id=9000000000000-0"),
     Case(503, "GET", "/events", "/events?channel=c&last_event_id=9000000000000-0"),
     Case(503, "GET", "/channels"),
@@ -429,8 +449,13 @@ async def test_every_answer_that_is_described_is_given_as_described(
         for status in one["responses"]
         if status != "default"
     }
-    # Streams have their own test.
-    assert described - seen == {("GET", STREAM, "200"), ("GET", "/events", "200")}
+    # Streams have their own tests.
+    assert described - seen == {
+        ("GET", STREAM, "200"),
+        ("GET", "/events", "200"),
+        ("GET", CURRENT, "200"),
+        *(("GET", SLICE, status) for status in ("200", "404", "503")),
+    }
 
 
 def check_stream(stream: Stream, template: str) -> None:
@@ -438,6 +463,34 @@ def check_stream(stream: Stream, template: str) -> None:
     response = response_of(operation, stream.response.status)
     check_head(response, stream.response.headers)
     assert stream.response.headers["Content-Type"] in response["content"]
+
+
+async def test_slices_are_as_described(start: Start, redis: Valkey) -> None:
+    client = await start({"namespaces": {"default": {"slice_seconds": 5}}})
+    await client.publish("a", b"1")
+    await client.settle()
+    life = await client.gateway.store.greet("default")
+    number = life.clock.ms // 5000
+    current = await client.get("/slices/current/a")
+    assert current.status == 200
+    whole = await client.get(f"/slices/{life.epoch}/{number}/a")
+    later = await client.get(f"/slices/{life.epoch}/{number + 1000}/a")
+    # A running one has more to say to NGINX; its head is enough.
+    head = await client.ask("HEAD", "/slices/current/a")
+    assert [whole.status, later.status, head.status] == [200, 404, 200]
+    assert whole.body.endswith(b'event: end\ndata: {"next":%d}\n\n' % (number + 1))
+    check_head(response_of(("GET", SLICE), 200), whole.headers)
+    check_head(response_of(("GET", CURRENT), 200), head.headers)
+    check(("GET", SLICE), later)
+    await redis.stop()
+    await until(lambda: not any(tail.connected for tail in client.gateway.tails.values()))
+    lost = await client.get(f"/slices/{life.epoch}/{number + 2}/b")
+    if lost.status == 404:  # Until its time has come.
+        async with asyncio.timeout(20):
+            while lost.status == 404:
+                lost = await client.get(f"/slices/{life.epoch}/{number + 2}/b")
+    assert lost.status == 503
+    check(("GET", SLICE), lost)
 
 
 async def test_the_head_of_a_coded_stream_is_as_described(start: Start) -> None:

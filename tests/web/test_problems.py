@@ -17,7 +17,7 @@ async def test_unknown_paths_and_methods_are_problems(client: Client) -> None:
     for method, path, status, allow in (
         ("GET", "/nothing", 404, None),
         ("GET", "/events/", 404, None),
-        ("GET", "/slices/current/a", 404, None),
+        ("GET", "/slices/nothing", 404, None),
         ("PUT", "/publish/a", 405, {"POST"}),
         ("GET", "/publish", 405, {"POST"}),
         ("POST", "/snapshots/a", 405, {"GET", "HEAD", "OPTIONS"}),
@@ -145,7 +145,10 @@ async def test_everything_stands_below_the_base_path(
     start: Start, session: aiohttp.ClientSession
 ) -> None:
     client = await start(
-        {"base_path": "/live/v1", "namespaces": {"default": {"ring_limit_events": 1}}}
+        {
+            "base_path": "/live/v1",
+            "namespaces": {"default": {"ring_limit_events": 1, "ring_spares_young": False}},
+        }
     )
     ids = [await client.publish("a", b"%d" % n) for n in range(3)]
     await client.settle()

@@ -26,8 +26,8 @@ async def test_the_body_and_the_headers(client: Client) -> None:
     epoch = answer.json["epoch"]
     assert re.fullmatch(r"[A-Za-z0-9_-]+", epoch)
     assert answer.body == (
-        b'{"channel":"a/b","id":"%b","epoch":"%b","state":{"n": 1}}'
-        % (position.encode(), epoch.encode())
+        b'{"channel":"a/b","id":"%b","epoch":"%b","reducer":"last","slice_seconds":30,'
+        b'"state":{"n": 1}}' % (position.encode(), epoch.encode())
     )
     headers = {name: value for name, value in answer.headers.items() if name not in VARIED}
     tag = headers.pop("Etag")
@@ -41,7 +41,7 @@ async def test_the_body_and_the_headers(client: Client) -> None:
         "Cache-Tag": "ns.default,ch.a/b",
         "Vary": "Accept-Encoding",
         "Access-Control-Allow-Origin": "*",
-        "Access-Control-Expose-Headers": "ETag, Retry-After",
+        "Access-Control-Expose-Headers": "ETag, Retry-After, Age",
     }
 
 
@@ -431,3 +431,29 @@ async def test_a_reader_that_comes_back_always_moves_forward(start: Start) -> No
 async def _count(client: Client, number: int) -> None:
     for n in range(number):
         await client.publish("a", orjson.dumps(n))
+
+
+async def test_a_minimum_position_in_the_header_means_what_min_does(
+    start: Start, redis: Valkey
+) -> None:
+    async with redis_proxy(redis.socket) as proxy:
+        ahead = await start()
+        behind = await start({"snapshots": {"wait_seconds": 0.2}}, proxy.url)
+        first = await ahead.publish("a", b"1")
+        await behind.settle()
+        proxy.hold(b"XREAD")
+        second = await ahead.publish("a", b"2")
+        minimum = {"Minimum-Position": second}
+        for path in ("/snapshots/a", f"/snapshots/a?min={first}"):
+            assert (await behind.get(path, minimum)).status == 503
+        # The later of both counts.
+        both = await behind.get(f"/snapshots/a?min={second}", {"Minimum-Position": first})
+        assert both.status == 503
+        assert (await behind.get("/snapshots/a", {"Minimum-Position": first})).status == 200
+        pending = asyncio.ensure_future((await start({}, proxy.url)).get("/snapshots/a", minimum))
+        proxy.release()
+        assert (await pending).json["id"] == second
+    wrong = await ahead.get("/snapshots/a", {"Minimum-Position": "x"})
+    assert (wrong.status, wrong.problem["field"]) == (400, "Minimum-Position")
+    never = await ahead.get("/snapshots/a", {"Minimum-Position": "9000000000000-0"})
+    assert (never.status, never.json["id"]) == (200, second)

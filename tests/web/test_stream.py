@@ -226,7 +226,9 @@ async def test_a_position_that_was_never_given_out_is_a_gap(client: Client) -> N
 
 
 async def test_an_evicted_position_is_a_gap_that_names_what_is_left(start: Start) -> None:
-    client = await start({"namespaces": {"default": {"ring_limit_events": 2}}})
+    client = await start(
+        {"namespaces": {"default": {"ring_limit_events": 2, "ring_spares_young": False}}}
+    )
     ids = [await client.publish("a/b", b"%d" % n) for n in range(4)]
     async with client.follow("/events/a/*", ids[0]) as stream:
         assert await first_id(stream) == ids[0]
@@ -271,7 +273,9 @@ async def test_since_of_a_quiet_or_younger_namespace_is_no_gap(client: Client, s
 
 
 async def test_since_beyond_the_ring_is_a_gap_and_then_what_is_left(start: Start) -> None:
-    client = await start({"namespaces": {"default": {"ring_limit_events": 2}}})
+    client = await start(
+        {"namespaces": {"default": {"ring_limit_events": 2, "ring_spares_young": False}}}
+    )
     ids = [await client.publish("a", b"%d" % n) for n in range(4)]
     async with client.follow("/events/a?since=1h") as stream:
         await first_id(stream)

@@ -58,7 +58,7 @@ async def assert_refused_both_ways(client: Client, reason: str, last_event_id: s
 async def without_store(session: aiohttp.ClientSession, socket: Path) -> AsyncIterator[Client]:
     """Serve from a gateway whose store has never answered."""
     gateway = build_gateway(Settings(streams=StreamSettings(retry_ms=RETRY_MS)), f"unix://{socket}")
-    application = build_application(gateway.handlers, base_path="")
+    application = build_application(gateway.handlers, base_path="", requests=gateway.requests)
     runner = web.AppRunner(application, access_log=None, handler_cancellation=True)
     running = asyncio.create_task(gateway.run())
     await runner.setup()

@@ -3,7 +3,7 @@
 -- KEYS[1..3] as in settle.lua, then a ring and a state key per channel, then idempotency keys.
 -- ARGV[6] ring events   [7] ring bytes   [8] ring age in ms   [9] bus events   [10] bus bytes
 --   [11] channels limit   [12] keys limit   [13] state bytes limit   [14] idempotency ms
---   [15] number of channels   [16] number of events
+--   [15] number of channels   [16] number of events   [17] how long ring events are spared, in ms
 --   then per channel: name, If-Match ("" none, "*" any, or a position), position that the new
 --     state was folded from ("" none), new state ("" none)
 --   then per event: channel number, type, key, format (j or t), data, idempotency key number
@@ -15,7 +15,8 @@ local ring_events, ring_bytes, ring_age = ARGV[6], tonumber(ARGV[7]), tonumber(A
 local channels_limit, keys_limit = tonumber(ARGV[11]), tonumber(ARGV[12])
 local state_limit = tonumber(ARGV[13])
 local n_channels, n_events = tonumber(ARGV[15]), tonumber(ARGV[16])
-local first_event = 16 + 4 * n_channels
+local ring_spare = tonumber(ARGV[17])
+local first_event = 17 + 4 * n_channels
 local first_idem = 3 + 2 * n_channels
 -- XINFO copies two entries, the largest of which may be the whole ring.
 local small_ring = 16384
@@ -48,17 +49,35 @@ local function append_ring(channel, ...)
   redis.call('XADD', channel.ring, ...)
 end
 
+-- Drop what is over the number of events. Spared ones stay; of the others go whole nodes of the
+-- stream's tree (100 entries, 4 KiB), as far as they are not needed: workers are exact, and an exact
+-- trim would rewrite a node for every event.
+local function trim_by_number(channel, ms)
+  if ring_spare == 0 then
+    redis.call('XTRIM', channel.ring, 'MAXLEN', ring_events)
+    return
+  end
+  local excess = redis.call('XLEN', channel.ring) - tonumber(ring_events)
+  if excess > 0 then
+    redis.call('XTRIM', channel.ring, 'MINID', '~', format(math.max(ms - ring_spare, 0), 0),
+      'LIMIT', excess)
+  end
+end
+
 -- Keep the ring within its bounds. What count and age drop is counted only when its bytes look too
 -- many: the oldest entry says what went in before it, all of which is gone.
 local function trim_ring(channel, ms)
-  redis.call('XTRIM', channel.ring, 'MAXLEN', ring_events)
+  trim_by_number(channel, ms)
   redis.call('XTRIM', channel.ring, 'MINID', format(math.max(ms - ring_age, 0), 0))
   while channel.put - channel.dropped > ring_bytes do
     local oldest = redis.call('XRANGE', channel.ring, '-', '+', 'COUNT', 1)[1]
     channel.dropped = tonumber(oldest[2][12]) or 0
-    local entries = redis.call('XLEN', channel.ring)
-    if channel.put - channel.dropped <= ring_bytes or entries == 1 then return end
-    redis.call('XTRIM', channel.ring, 'MAXLEN', entries - 1)
+    local entries, held = redis.call('XLEN', channel.ring), channel.put - channel.dropped
+    if held <= ring_bytes or entries == 1 then return end
+    -- Half of what would do were all of one size: hardly ever more than is needed, and not one by
+    -- one, which took half the time of publishing large batches to a full ring.
+    local over = math.floor((held - ring_bytes) * entries / held / 2)
+    redis.call('XTRIM', channel.ring, 'MAXLEN', entries - math.max(over, 1))
   end
 end
 
@@ -102,7 +121,7 @@ local channels, known_channels = {}, nil
 for c = 1, n_channels do
   local event = fresh_in[c]
   if event then
-    local at = 16 + 4 * (c - 1)
+    local at = 17 + 4 * (c - 1)
     local channel = {name = ARGV[at + 1], ring = KEYS[2 + 2 * c], state = KEYS[3 + 2 * c],
       prev = '0-0', put = 0, dropped = 0, doc = ARGV[at + 4]}
     local last, put, dropped, deleted = read_index(m, channel.name)

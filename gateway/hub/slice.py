@@ -1,0 +1,135 @@
+"""One slice of one channel as bytes that all its readers share; writes to no connection."""
+
+import asyncio
+from collections.abc import Sequence
+
+from gateway.hub.heartbeats import HEARTBEAT
+from gateway.protocol.coding import IDENTITY
+from gateway.protocol.namespace import Namespace, Reducer
+from gateway.protocol.ring import Entry
+from gateway.protocol.slice import boundary, encode_slice_end, encode_slice_start
+from gateway.protocol.stream_coding import BodyEncoder
+
+_EMPTY_BYTES = 2048
+
+
+class Log:
+    """A slice's bytes in one content coding, from the first one on; each was made once.
+
+    `ended` says that it is whole, `cut` that it never will be.
+    """
+
+    __slots__ = ("_encoder", "_moved", "_parts", "cut", "ended", "size_bytes")
+
+    def __init__(self, coding: str, data: bytes) -> None:
+        self.ended = False
+        self.cut = False
+        self.size_bytes = 0
+        self._parts: list[bytes] = []
+        self._moved = asyncio.Event()
+        self._encoder = None if coding == IDENTITY else BodyEncoder(coding)
+        self.append(data)
+
+    def append(self, data: bytes) -> None:
+        """Add bytes, to be decoded at once."""
+        self._add(data if self._encoder is None else self._encoder.encode(data))
+
+    def end(self) -> None:
+        """Add what a body in this coding ends with."""
+        if self._encoder is not None:
+            self._add(self._encoder.finish())
+            self._encoder = None
+        self.ended = True
+        self._announce()
+
+    def cut_off(self) -> None:
+        """Say that nothing more comes, though it is not whole."""
+        self.cut = True
+        self._announce()
+
+    def _add(self, part: bytes) -> None:
+        self._parts.append(part)
+        self.size_bytes += len(part)
+        self._announce()
+
+    def _announce(self) -> None:
+        self._moved.set()
+        self._moved = asyncio.Event()
+
+    def after(self, at: int) -> tuple[bytes, int]:
+        """Return all bytes after a reader's place, which is 0 at first, and its next place."""
+        parts = self._parts
+        if at == len(parts) - 1:
+            return parts[at], at + 1
+        return b"".join(parts[at:]), len(parts)
+
+    async def changed(self) -> None:
+        """Wait until there are more bytes, or the end."""
+        await self._moved.wait()
+
+
+class Slice:
+    """The events of one channel between two boundaries, in every coding that was asked for.
+
+    `broken` says that it must be cut off: it can never be whole, or grew past its bound. Times
+    are those of the event loop, in seconds.
+    """
+
+    def __init__(self, namespace: Namespace, channel: str, number: int, retry_ms: int) -> None:
+        self.namespace = namespace
+        self.channel = channel
+        self.number = number
+        self.start = boundary(number, namespace.slice_seconds)
+        self.end = boundary(number + 1, namespace.slice_seconds)
+        self.readers = 0
+        self.counted_bytes = 0
+        self.finished = False
+        self.broken = False
+        self._enveloped = namespace.reducer is Reducer.KEYED
+        self._plain = Log(IDENTITY, encode_slice_start(retry_ms))
+        self._logs = {IDENTITY: self._plain}
+        self._spoke_at = asyncio.get_running_loop().time()
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all codings, and about what an empty slice takes."""
+        return _EMPTY_BYTES + sum(log.size_bytes for log in self._logs.values())
+
+    def append(self, entries: Sequence[Entry]) -> None:
+        """Add the next events that belong to it."""
+        if entries:
+            self._add(b"".join([entry.frame(self._enveloped) for entry in entries]))
+            # A slice that the ring cannot hold could not be served again either.
+            if self._plain.size_bytes > 2 * self.namespace.ring_limit_bytes:
+                self.broken = True
+
+    def beat(self, before: float) -> None:
+        """Add a comment when nothing was added since `before`."""
+        if self._spoke_at <= before:
+            self._add(HEARTBEAT)
+
+    def finish(self) -> None:
+        """Say that it is whole: all its events are in it."""
+        self._add(encode_slice_end(self.number, self.namespace.slice_seconds))
+        self.finished = True
+        for log in self._logs.values():
+            log.end()
+
+    def cut_off(self) -> None:
+        """Let every reader go, without an end."""
+        for log in self._logs.values():
+            log.cut_off()
+
+    def log(self, coding: str) -> Log:
+        """Return its bytes in one of STREAM_CODINGS or identity, made for the first who asks."""
+        log = self._logs.get(coding)
+        if log is None:
+            log = self._logs[coding] = Log(coding, self._plain.after(0)[0])
+            if self.finished:
+                log.end()
+        return log
+
+    def _add(self, data: bytes) -> None:
+        for log in self._logs.values():
+            log.append(data)
+        self._spoke_at = asyncio.get_running_loop().time()

@@ -1,0 +1,35 @@
+"""What a cache to be purged is to the purger, and what can go wrong with one."""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from gateway.protocol.errors import GatewayError
+from gateway.protocol.position import Position
+
+
+class Purge(NamedTuple):
+    """A channel whose kept answers are old; the new ones reach at least to `position`."""
+
+    channel: str
+    position: Position
+
+
+class PurgeFailed(GatewayError):
+    """A target did not take a purge; `retry_after_seconds` is what it asked for, 0 for nothing."""
+
+    def __init__(self, reason: str, retry_after_seconds: float = 0.0) -> None:
+        super().__init__(reason)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class Target(Protocol):
+    """One kind of cache. `batch_limit` is how many channels one call may name."""
+
+    @property
+    def batch_limit(self) -> int: ...
+
+    async def purge(self, namespace: str, purges: Sequence[Purge]) -> None:
+        """Have every kept answer of these channels fetched anew; raises PurgeFailed.
+
+        To repeat it does no harm.
+        """

@@ -1,0 +1,115 @@
+"""Purges with real edges: the new state is there long before the old one's life is over."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import orjson
+import pytest
+
+from tests.edge.running import Edge, nginx, varnish
+from tests.edge.test_codings import WHOLE
+from tests.running import Valkey, Worker, free_port, until, worker
+from tests.web.proxy import redis_proxy
+
+
+def settings(kind: str, edge: Edge, **more: Any) -> dict[str, Any]:
+    url = edge.internal_url if kind == "nginx" else edge.url
+    return {
+        "namespaces": {"default": {"edge_max_age_seconds": 600, "purge": kind}},
+        "purge": {f"{kind}_urls": [url], "min_interval_ms": 50},
+        **more,
+    }
+
+
+@asynccontextmanager
+async def edge_of(kind: str, directory: Path, port: int) -> AsyncIterator[Edge]:
+    """Run an edge before a gateway that will listen on a port."""
+    async with (nginx if kind == "nginx" else varnish)(directory, f"127.0.0.1:{port}") as edge:
+        yield edge
+
+
+async def publish(session: aiohttp.ClientSession, origin: Worker, data: str) -> None:
+    async with session.post(f"{origin.url}/publish/a/b", data=data.encode()) as answer:
+        assert answer.status == 200
+
+
+async def states(session: aiohttp.ClientSession, edge: Edge) -> dict[str, object]:
+    """Return what the edge has in each coding."""
+    found = {}
+    for coding, unpack in WHOLE.items():
+        async with session.get(
+            f"{edge.url}/snapshots/a/b", headers={"Accept-Encoding": coding}
+        ) as answer:
+            body = await answer.read()
+            if answer.status == 200:
+                assert answer.headers.get("Content-Encoding", "identity") == coding
+                found[coding] = orjson.loads(unpack(body))["state"]
+            else:
+                found[coding] = None
+    return found
+
+
+@pytest.mark.parametrize("kind", ["nginx", "varnish"])
+async def test_an_edge_has_the_new_state_in_every_coding_long_before_the_old_one_ends(
+    redis: Valkey, session: aiohttp.ClientSession, tmp_path: Path, kind: str
+) -> None:
+    port = free_port()
+    async with (
+        edge_of(kind, tmp_path, port) as edge,
+        worker(redis.url, settings(kind, edge), port=port) as origin,
+    ):
+        for state in ("1", "2", "3"):
+            await publish(session, origin, state)
+            async with asyncio.timeout(20):
+                while set((await states(session, edge)).values()) != {state}:
+                    await asyncio.sleep(0.05)
+            # What is there now stays there, from the cache.
+            await until(lambda: not origin.gateway.purging.purgers["default"].pending)
+            async with asyncio.timeout(20):
+                before = -1
+                while origin.gateway.requests["/snapshots"] != before:
+                    before = origin.gateway.requests["/snapshots"]
+                    # What was purged softly is fetched behind its readers' backs.
+                    for _ in range(5):
+                        await states(session, edge)
+        async with session.delete(f"{origin.url}/channels/a/b") as answer:
+            assert answer.status == 200
+        async with asyncio.timeout(20):
+            while set((await states(session, edge)).values()) != {None}:
+                await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("kind", ["nginx", "varnish"])
+async def test_a_worker_that_is_behind_cannot_put_the_old_state_back(
+    redis: Valkey, session: aiohttp.ClientSession, tmp_path: Path, kind: str
+) -> None:
+    port = free_port()
+    async with redis_proxy(redis.socket) as proxy, edge_of(kind, tmp_path, port) as edge:
+        given = settings(kind, edge)
+        # The edge asks the one that is behind; the other takes what is published, and purges.
+        alone = {"namespaces": {"default": {"edge_max_age_seconds": 600}}}
+        async with (
+            worker(redis.url, given) as ahead,
+            worker(proxy.url, {**alone, "snapshots": {"wait_seconds": 0.3}}, port=port) as behind,
+        ):
+            await publish(session, ahead, "old")
+            await until(lambda: not ahead.gateway.purging.purgers["default"].pending)
+            async with asyncio.timeout(20):
+                while set((await states(session, edge)).values()) != {"old"}:
+                    await asyncio.sleep(0.05)
+            proxy.hold(b"XREAD")
+            await publish(session, ahead, "new")
+            # It waits, says that it is behind, and is asked again: nothing old is taken for new.
+            await until(lambda: ahead.gateway.purging.counters.failures >= 2)
+            assert set((await states(session, edge)).values()) == {"old"}
+            proxy.release()
+            async with asyncio.timeout(20):
+                while set((await states(session, edge)).values()) != {"new"}:
+                    await asyncio.sleep(0.05)
+            await until(lambda: not ahead.gateway.purging.purgers["default"].pending)
+            assert behind.gateway.requests["/snapshots"]
+            assert set((await states(session, edge)).values()) == {"new"}

@@ -1,0 +1,136 @@
+"""Purges after events: by one worker, not too often, the last change always, until it worked."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+import orjson
+import pytest
+
+from tests.purge.recorder import Recorder, recorder
+from tests.running import Valkey, Worker, until, worker
+
+
+@pytest.fixture
+async def hook() -> AsyncIterator[Recorder]:
+    async with recorder() as running:
+        yield running
+
+
+def settings(hook: Recorder, **purge: Any) -> dict[str, Any]:
+    return {
+        "namespaces": {"default": {"purge": "webhook"}},
+        "purge": {"webhook_url": hook.url, "webhook_secret": "s", **purge},
+    }
+
+
+async def publish(session: aiohttp.ClientSession, origin: Worker, channel: str) -> str:
+    async with session.post(f"{origin.url}/publish/{channel}", data=b"1") as answer:
+        return str((await answer.json())["id"])
+
+
+def purged(hook: Recorder) -> list[tuple[str, str]]:
+    """Return the channels and positions that were sent, in order."""
+    return [
+        (one["channel"], one["id"])
+        for request in hook.received
+        for one in orjson.loads(request.body)["channels"]
+    ]
+
+
+async def test_a_change_is_purged_and_many_are_purged_together(
+    redis: Valkey, session: aiohttp.ClientSession, hook: Recorder
+) -> None:
+    async with worker(redis.url, settings(hook, min_interval_ms=500)) as origin:
+        first = await publish(session, origin, "a")
+        await until(lambda: purged(hook))
+        assert purged(hook) == [("a", first)]
+        ids = [await publish(session, origin, "a") for _ in range(20)]
+        other = await publish(session, origin, "b")
+        await until(lambda: ("a", ids[-1]) in purged(hook) and ("b", other) in purged(hook))
+        # The channel changed 21 times, within much less than 20 intervals.
+        assert len([one for one in purged(hook) if one[0] == "a"]) <= 6
+        await until(lambda: not origin.gateway.purging.purgers["default"].pending)
+        assert origin.gateway.purging.counters.purged == len(purged(hook))
+
+
+async def test_one_worker_purges_for_all_and_another_takes_over(
+    redis: Valkey, session: aiohttp.ClientSession, hook: Recorder
+) -> None:
+    async with worker(redis.url, settings(hook, min_interval_ms=50)) as second:
+        async with worker(redis.url, settings(hook, min_interval_ms=50)) as first:
+            published = []
+            for _ in range(10):
+                published.append(await publish(session, first, "a"))
+                await until(lambda: ("a", published[-1]) in purged(hook))
+            counts = [one.gateway.purging.counters.purged for one in (first, second)]
+            assert sorted(counts)[0] == 0
+            assert len(purged(hook)) == sum(counts)
+            holder, other = (first, second) if counts[0] else (second, first)
+            if holder is first:
+                last = await publish(session, other, "a")
+                await until(lambda: ("a", last) in purged(hook))
+        # Whoever is left has it now: the other let go of it.
+        last = await publish(session, second, "b")
+        await until(lambda: ("b", last) in purged(hook))
+
+
+async def test_what_failed_is_tried_again_until_it_works(
+    redis: Valkey, session: aiohttp.ClientSession, hook: Recorder
+) -> None:
+    hook.answer = lambda one: (503, {}, b"down")
+    async with worker(redis.url, settings(hook, min_interval_ms=50)) as origin:
+        purger = origin.gateway.purging.purgers["default"]
+        await publish(session, origin, "a")
+        await until(lambda: purger.breaker.failures >= 3)
+        last = await publish(session, origin, "a")
+        assert purger.pending == 1
+        tried = len(hook.received)
+        hook.answer = lambda one: (200, {}, b"")
+        await until(lambda: not purger.pending)
+        assert purged(hook)[-1] == ("a", last)
+        assert len(hook.received) == tried + 1
+        assert origin.gateway.purging.counters.failures >= 3
+        assert not purger.breaker.failures
+
+
+async def test_a_target_that_stays_down_costs_little_and_holds_nobody_up(
+    redis: Valkey, session: aiohttp.ClientSession, hook: Recorder
+) -> None:
+    hook.answer = lambda one: (503, {}, b"down")
+    async with worker(redis.url, settings(hook, min_interval_ms=50)) as origin:
+        purger = origin.gateway.purging.purgers["default"]
+        purger._limit_channels = 50  # As after many channels changed.
+        for number in range(120):
+            await publish(session, origin, f"c/{number}")
+        await until(lambda: purger.breaker.open)
+        assert purger.pending == 50
+        assert origin.gateway.purging.counters.dropped == 70
+        # While it is down one channel at a time is a probe.
+        assert len(orjson.loads(hook.received[-1].body)["channels"]) <= 50
+        tried = len(hook.received)
+        for number in range(50):
+            await publish(session, origin, f"c/{number}")
+        assert len(hook.received) <= tried + 2
+        async with session.get(f"{origin.url}/snapshots/c/7") as answer:
+            assert answer.status == 200
+        async with session.get(f"{origin.url}/metrics") as answer:
+            text = await answer.text()
+    assert "sse_gateway_purge_breakers_open 1.0" in text
+    assert "sse_gateway_purges_pending 50.0" in text
+
+
+async def test_a_lease_has_one_holder(redis: Valkey) -> None:
+    async with worker(redis.url) as origin:
+        store = origin.gateway.store
+        assert await store.hold("default", "x", "one", 60)
+        assert not await store.hold("default", "x", "two", 60)
+        assert await store.hold("default", "x", "one", 60)
+        assert not await store.hold("default", "x", "two", 0)
+        assert not await store.hold("default", "x", "two", 60)
+        assert not await store.hold("default", "x", "one", 0)
+        assert await store.hold("default", "x", "two", 0.05)
+        async with asyncio.timeout(10):
+            while not await store.hold("default", "x", "one", 60):
+                await asyncio.sleep(0.02)

@@ -19,6 +19,7 @@ FLOORS = {
     "sources": 3,
     "web": 4,
     "telemetry": 4,
+    "doctor": 5,
     "cli": 6,
     "__main__": 7,
 }

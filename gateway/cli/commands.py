@@ -3,6 +3,7 @@
 import typer
 
 from gateway.cli.config import app as config_app
+from gateway.cli.doctor import doctor
 from gateway.cli.nginx_config import nginx_config
 from gateway.cli.publish import publish
 from gateway.cli.read import channels, snapshot, tail
@@ -28,3 +29,4 @@ app.command()(tail)
 app.command()(snapshot)
 app.command()(channels)
 app.command("nginx-config")(nginx_config)
+app.command()(doctor)

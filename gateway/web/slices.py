@@ -67,13 +67,14 @@ class SliceHandler:
         check_spelling(request)
         number = parse_slice_number(request.match_info["number"], namespace.slice_seconds)
         tail = self._tails[namespace.name]
-        epoch = request.match_info["epoch"]
         try:
             self._check_open(tail)
-            assert tail.mirror.life is not None
-            if epoch != tail.mirror.life.epoch:
-                return _gone(f"epoch {epoch[:64]} is not the present one", "epoch")
+            self._check_epoch(request, tail)
             slice = await self._slices.numbered(tail, channel, number)
+            # It may have been another one while we waited.
+            self._check_epoch(request, tail)
+        except _AnotherEpoch as error:
+            return _gone(str(error), "epoch")
         except SliceAhead as error:
             return problem(404, "Not begun yet", str(error), {"current_slice": error.current})
         except SliceGone as error:
@@ -104,6 +105,11 @@ class SliceHandler:
             raise _Unavailable("overload")
         if tail.mirror.life is None:
             raise _Unavailable("store")
+
+    def _check_epoch(self, request: web.Request, tail: Tail) -> None:
+        epoch, life = request.match_info["epoch"], tail.mirror.life
+        if life is None or life.epoch != epoch:
+            raise _AnotherEpoch(f"epoch {epoch[:64]} is not the present one")
 
     # -- a slice ------------------------------------------------------------------------------
 
@@ -216,6 +222,10 @@ class SliceHandler:
 
 class _Unavailable(GatewayError):
     """A passing condition; the message is its name."""
+
+
+class _AnotherEpoch(GatewayError):
+    """The slice is of a life of the store that is over."""
 
 
 def _gone(detail: str, reason: str) -> web.Response:

@@ -29,7 +29,9 @@ backend gateway {
     }
 }
 
-# CHOOSE who may purge and refresh.
+# CHOOSE who may purge and refresh. What stands in front of Varnish on the same machine looks like
+# loopback: have it speak the PROXY protocol (varnishd -a …,PROXY), so that its readers do not, or leave
+# loopback out.
 acl internal {
     "127.0.0.1";
     "::1";

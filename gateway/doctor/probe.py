@@ -51,7 +51,13 @@ class Answer:
     @property
     def kept(self) -> bool:
         """Whether it came out of a cache."""
-        return "HIT" in self.cache or int(self.headers.get("Age", "0") or 0) > 0
+        return "HIT" in self.cache or self.age > 0
+
+    @property
+    def age(self) -> int:
+        """Seconds since a cache took it in, as it says; 0 when it says nothing of use."""
+        text = self.headers.get("Age", "")
+        return int(text) if text.isascii() and text.isdigit() else 0
 
 
 class Open:

@@ -11,6 +11,8 @@ from gateway.protocol.slice import boundary, encode_slice_end, encode_slice_star
 from gateway.protocol.stream_coding import BodyEncoder
 
 _EMPTY_BYTES = 2048
+_PIECE_BYTES = 64 * 1024
+"""Written at once: no more than this and the connection's buffer waits for a slow reader."""
 
 
 class Log:
@@ -48,7 +50,8 @@ class Log:
         self._announce()
 
     def _add(self, part: bytes) -> None:
-        self._parts.append(part)
+        for at in range(0, len(part), _PIECE_BYTES):
+            self._parts.append(part[at : at + _PIECE_BYTES])
         self.size_bytes += len(part)
         self._announce()
 
@@ -57,11 +60,16 @@ class Log:
         self._moved = asyncio.Event()
 
     def after(self, at: int) -> tuple[bytes, int]:
-        """Return all bytes after a reader's place, which is 0 at first, and its next place."""
-        parts = self._parts
-        if at == len(parts) - 1:
-            return parts[at], at + 1
-        return b"".join(parts[at:]), len(parts)
+        """Return the next bytes after a reader's place, which is 0 at first, and its next place."""
+        parts, size, end = self._parts, 0, at
+        while end < len(parts) and (end == at or size + len(parts[end]) <= _PIECE_BYTES):
+            size += len(parts[end])
+            end += 1
+        return parts[at] if end == at + 1 else b"".join(parts[at:end]), end
+
+    def whole(self) -> bytes:
+        """Return all bytes so far."""
+        return b"".join(self._parts)
 
     async def changed(self) -> None:
         """Wait until there are more bytes, or the end."""
@@ -124,7 +132,7 @@ class Slice:
         """Return its bytes in one of STREAM_CODINGS or identity, made for the first who asks."""
         log = self._logs.get(coding)
         if log is None:
-            log = self._logs[coding] = Log(coding, self._plain.after(0)[0])
+            log = self._logs[coding] = Log(coding, self._plain.whole())
             if self.finished:
                 log.end()
         return log

@@ -339,6 +339,8 @@ class Slices:
             until = min(mirror.tailed, slice.end)
             slice.append(ring.after(slice.start, until, _ALL))
         self.counters.begun += 1
+        if slice.broken and not over:
+            raise SliceGone(number, "evicted", mirror.head, mirror.head, self.left_seconds(slice))
         if over:
             slice.finish()
             self._keep(slice)

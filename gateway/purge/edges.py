@@ -52,7 +52,10 @@ class NginxTarget:
 
 
 class VarnishTarget:
-    """Varnish (nginx/varnish.vcl): purged softly by key, then fetched anew as with NGINX."""
+    """Varnish (nginx/varnish.vcl): as NGINX; purged softly by key when a channel ended.
+
+    Not by key after each event: slices and pages that cannot change carry the key as well.
+    """
 
     batch_limit = 100
 
@@ -63,13 +66,15 @@ class VarnishTarget:
         self._refresh = NginxTarget(requests, urls, base_path)
 
     async def purge(self, namespace: str, purges: Sequence[Purge]) -> None:
-        """Purge history and slices with the snapshots, and fetch these; raises PurgeFailed."""
-        # Fetched first: whoever fetches after the purge then does so with the new ETag, for which a
-        # worker that is behind waits.
+        """Fetch snapshots anew, and purge all that is kept of what ended; raises PurgeFailed."""
         await self._refresh.purge(namespace, purges)
-        keys = " ".join(channel_key(namespace, one.channel) for one in purges)
-        for url in self._urls:
-            await self._requests.send("PURGE", f"{url}{self._base_path}/", {"xkey-softpurge": keys})
+        keys = " ".join(channel_key(namespace, one.channel) for one in purges if one.ended)
+        if keys:
+            # Fetched first: whoever fetches after the purge does so with the new ETag, for which a
+            # worker that is behind waits.
+            headers = {"xkey-softpurge": keys}
+            for url in self._urls:
+                await self._requests.send("PURGE", f"{url}{self._base_path}/", headers)
 
 
 def channel_key(namespace: str, channel: str) -> str:

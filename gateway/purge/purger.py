@@ -51,6 +51,7 @@ class _Pending:
 
     position: Position
     since: float
+    ended: bool
 
 
 class Purger:
@@ -107,8 +108,10 @@ class Purger:
             waiting = self._pending.get(entry.event.channel)
             if waiting is not None:
                 waiting.position, waiting.since = entry.id, now
+                waiting.ended = waiting.ended or entry.event.deletion
             else:
-                self._pending[entry.event.channel] = _Pending(entry.id, now)
+                new = _Pending(entry.id, now, entry.event.deletion)
+                self._pending[entry.event.channel] = new
         while len(self._pending) > self._limit_channels:
             # Its caches keep it for its life, as they would without purges.
             self._pending.popitem(last=False)
@@ -136,9 +139,9 @@ class Purger:
                     _log.info("namespace %s: not purged: %s", self._namespace, error)
                     pause = _TURN_SECONDS
                 if pause is not None:
-                    asyncio.get_running_loop().call_later(pause, self._woken.set)
                     # Not sooner, however many events come: they go together.
-                    await asyncio.sleep(min(pause, self._min_interval_seconds / 10))
+                    await asyncio.sleep(pause)
+                    self._woken.set()
         finally:
             with suppress(GatewayError):
                 await self._store.hold(self._namespace, _LEASE, self._token, 0)
@@ -148,11 +151,12 @@ class Purger:
         loop = asyncio.get_running_loop()
         if not self._pending:
             return None
-        if loop.time() < self.breaker.ready_at:
-            return self.breaker.ready_at - loop.time()
+        # Held through a pause, too: nobody else may think that the holder has done it.
         if not await self._hold(loop.time()):
             self._forget_before(loop.time() - 2 * self._lease_seconds)
             return _TURN_SECONDS
+        if loop.time() < self.breaker.ready_at:
+            return min(self.breaker.ready_at - loop.time(), self._lease_seconds / 3)
         due, pause = self._due(loop.time())
         if not due:
             return pause
@@ -164,7 +168,11 @@ class Purger:
             if not self.breaker.failures:
                 _log.warning("namespace %s: purge failed: %s", self._namespace, error)
             self.breaker.failed(loop.time(), random.random(), error.retry_after_seconds)
-            return self.breaker.ready_at - loop.time()
+            for one in due:
+                # One of them may be to blame: the others have their turn first.
+                if one.channel in self._pending:
+                    self._pending.move_to_end(one.channel)
+            return min(self.breaker.ready_at - loop.time(), self._lease_seconds / 3)
         if self.breaker.failures:
             _log.info("namespace %s: purging again", self._namespace)
         self.breaker.succeeded()
@@ -190,14 +198,14 @@ class Purger:
             if left > 0:
                 pause = min(pause, left)
             else:
-                due.append(Purge(channel, waiting.position))
+                due.append(Purge(channel, waiting.position, waiting.ended))
                 if len(due) == limit:
                     break
         return due, pause
 
     def _settle(self, done: Sequence[Purge], now: float) -> None:
         self._counters.purged += len(done)
-        for channel, position in done:
+        for channel, position, _ in done:
             waiting = self._pending.get(channel)
             if waiting is not None and waiting.position == position:
                 del self._pending[channel]

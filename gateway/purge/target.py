@@ -8,10 +8,14 @@ from gateway.protocol.position import Position
 
 
 class Purge(NamedTuple):
-    """A channel whose kept answers are old; the new ones reach at least to `position`."""
+    """A channel whose kept snapshot is old; the new one reaches at least to `position`.
+
+    When it `ended`, all that is kept of it is old: its history is gone.
+    """
 
     channel: str
     position: Position
+    ended: bool = False
 
 
 class PurgeFailed(GatewayError):

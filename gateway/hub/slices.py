@@ -219,8 +219,8 @@ class Slices:
             if sealer.left_seconds(end) < HELD_SECONDS:
                 await self._await_sealed(sealer, end)
                 continue
-            slice = await self._get(tail, channel, number)
             self._check_begun_before(tail.mirror, number)
+            slice = await self._get(tail, channel, number)
             if self._can_be_shared(slice):
                 return slice
 

@@ -117,11 +117,7 @@ def build_gateway(settings: Settings, redis_url: str) -> Gateway:
     metrics = Metrics()
     store = _build_store(settings, redis_url, namespaces)
     publisher = Publisher(store, namespaces, metrics.publish_seconds.observe)
-    snapshots = Snapshots(
-        store,
-        min_interval_ms=settings.snapshots.min_interval_ms,
-        limit_bytes=settings.snapshots.cache_limit_bytes,
-    )
+    snapshots = _build_snapshots(settings, store)
     hub = _build_hub(settings, snapshots, metrics)
     rings = RingReader(store)
     slices = _build_slices(settings, store, rings)
@@ -147,16 +143,7 @@ def build_gateway(settings: Settings, redis_url: str) -> Gateway:
 
     handlers = Handlers(
         streams=Streams(hub, tails, names, sockets, count_streams, streams),
-        snapshots=SnapshotHandler(
-            snapshots,
-            tails,
-            names,
-            cache_life,
-            SnapshotOptions(
-                wait_seconds=settings.snapshots.wait_seconds,
-                inline_compression_limit_bytes=settings.snapshots.inline_compression_limit_bytes,
-            ),
-        ),
+        snapshots=SnapshotHandler(snapshots, tails, names, cache_life, _snapshot_options(settings)),
         history=HistoryHandler(
             rings,
             arrivals,
@@ -183,6 +170,21 @@ def build_gateway(settings: Settings, redis_url: str) -> Gateway:
     )  # fmt: skip
     _watch(gateway)
     return gateway
+
+
+def _build_snapshots(settings: Settings, store: RedisStore) -> Snapshots:
+    return Snapshots(
+        store,
+        min_interval_ms=settings.snapshots.min_interval_ms,
+        limit_bytes=settings.snapshots.cache_limit_bytes,
+    )
+
+
+def _snapshot_options(settings: Settings) -> SnapshotOptions:
+    return SnapshotOptions(
+        wait_seconds=settings.snapshots.wait_seconds,
+        inline_compression_limit_bytes=settings.snapshots.inline_compression_limit_bytes,
+    )
 
 
 def _build_hub(settings: Settings, snapshots: Snapshots, metrics: Metrics) -> Hub:

@@ -37,24 +37,22 @@ SYNC_SECONDS = 10.0
 GZIP_LEVEL, GZIP_WINDOW_LOG, GZIP_MEMORY_LEVEL = 7, 15, 5
 # RFC 9659 lets a window have 8 MB. With tables of this size the strategy decides, no level.
 ZSTD_WINDOW_LOG = 16
-_ZSTD_SHARED = zstandard.ZstdCompressionParameters(
-    window_log=ZSTD_WINDOW_LOG,
-    hash_log=12,
-    chain_log=12,
-    search_log=4,
-    min_match=5,
-    strategy=zstandard.STRATEGY_LAZY2,
-)
 
-_ZSTD_BODY = zstandard.ZstdCompressionParameters(
-    window_log=ZSTD_WINDOW_LOG,
-    hash_log=12,
-    chain_log=12,
-    search_log=4,
-    min_match=5,
-    strategy=zstandard.STRATEGY_LAZY2,
-    write_checksum=True,
-)
+
+def _zstd_parameters(*, checksum: bool) -> zstandard.ZstdCompressionParameters:
+    return zstandard.ZstdCompressionParameters(
+        window_log=ZSTD_WINDOW_LOG,
+        hash_log=12,
+        chain_log=12,
+        search_log=4,
+        min_match=5,
+        strategy=zstandard.STRATEGY_LAZY2,
+        write_checksum=checksum,
+    )
+
+
+_ZSTD_SHARED = _zstd_parameters(checksum=False)
+_ZSTD_BODY = _zstd_parameters(checksum=True)
 
 # Private bytes are for few, so they are made at the cheapest that still finds what repeats (us
 # and % of the plain size):  1 event    4 events   20         100        240 = 64 KB
@@ -241,8 +239,7 @@ _BODY_FLUSHES = {
 
 def _start_body(coding: str) -> _Compressor:
     if coding == "zstd":
-        parameters = _ZSTD_BODY
-        return zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+        return zstandard.ZstdCompressor(compression_params=_ZSTD_BODY).compressobj()
     # 16 more than the window's logarithm: with gzip's header and trailer.
     return zlib.compressobj(GZIP_LEVEL, zlib.DEFLATED, 16 + GZIP_WINDOW_LOG, GZIP_MEMORY_LEVEL)
 

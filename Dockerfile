@@ -13,7 +13,7 @@ WORKDIR /build
 
 # The dependencies first: they change less often than the gateway.
 COPY requirements.lock ./
-RUN pip install --require-hashes -r requirements.lock
+RUN pip install --require-hashes --no-deps -r requirements.lock
 
 COPY pyproject.toml README.md LICENSE ./
 COPY gateway ./gateway

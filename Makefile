@@ -61,17 +61,19 @@ $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11, 3) and "Python 3.11.3 or newer is needed")'
 	$(PYTHON) -m venv $(VENV)
 
+# The lock files are complete: with `--no-deps` pip takes them as they are. Left to resolve, an older pip
+# stops at the newest release of what another package wants with an extra (coverage[toml]).
 $(VENV)/installed: requirements.lock pyproject.toml gateway/hub/_writing.c | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
 	touch $@
 
 $(VENV)/installed-dev: requirements-dev.lock $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements-dev.lock
 	touch $@
 
 $(VENV)/installed-bench: requirements-bench.lock $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-bench.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements-bench.lock
 	touch $@
 
 tests/js/node_modules/.package-lock.json: tests/js/package-lock.json

@@ -155,7 +155,12 @@ def build_gateway(settings: Settings, redis_url: str) -> Gateway:
             _history_options(settings, streams.subscribers_limit),
         ),
         slices=SliceHandler(
-            slices, tails, names, count_streams, _slice_options(settings, streams.subscribers_limit)
+            slices,
+            tails,
+            names,
+            cache_life,
+            count_streams,
+            _slice_options(settings, streams.subscribers_limit),
         ),
         publish=PublishHandler(publisher, tails, names, _publish_limits(settings)),
         channels=ChannelsHandler(store, hub, tails, names),

@@ -299,15 +299,16 @@ class Slices:
             for slice in self._running[mirror.namespace.name].get(channel, ()):
                 if slice.number == number:
                     return slice
-            kept = self._over.get((channel, number))
-            age_seconds = -sealer.left_seconds(start)
-            if age_seconds > mirror.namespace.ring_age_seconds:
+            if -sealer.left_seconds(start) > mirror.namespace.ring_age_seconds:
                 raise SliceGone(number, "evicted", mirror.head, mirror.head, 0.0)
-            if kept is not None:
+            # One that is kept is whole yet, but served only while its ring vouches for it: a cache
+            # would keep it for longer than one can resume from its end.
+            if self._judge(mirror, channel, number):
+                kept = self._over.get((channel, number))
+                if kept is None:
+                    return self._begin(mirror, channel, number, over=end <= sealer.sealed)
                 self._over.move_to_end((channel, number))
                 return kept
-            if self._judge(mirror, channel, number):
-                return self._begin(mirror, channel, number, over=end <= sealer.sealed)
             await self._rings.read(tail, [channel])
 
     def _judge(self, mirror: Mirror, channel: str, number: int) -> bool:

@@ -164,18 +164,32 @@ def history_cdn_cache_control(max_age_seconds: int) -> str:
     return f"max-age={max_age_seconds}, {NO_STALE_LIFE}"
 
 
-def surrogate_keys(namespace: str, channel: str) -> str:
-    """Return the value of `Surrogate-Key`: the namespace's key and the channel's."""
-    return " ".join(_keys(namespace, channel))
+def surrogate_keys(namespace: str, channel: str, *, snapshot: bool = False) -> str:
+    """Return the value of `Surrogate-Key`: the namespace's key, the channel's, a snapshot's own."""
+    return " ".join(_keys(namespace, channel, snapshot=snapshot))
 
 
-def cache_tags(namespace: str, channel: str) -> str:
+def cache_tags(namespace: str, channel: str, *, snapshot: bool = False) -> str:
     """Return the value of `Cache-Tag`: the same keys, as other CDNs want them."""
-    return ",".join(_keys(namespace, channel))
+    return ",".join(_keys(namespace, channel, snapshot=snapshot))
 
 
-def _keys(namespace: str, channel: str) -> tuple[str, str]:
-    return _key("ns", namespace), _key("ch", channel)
+def channel_key(channel: str) -> str:
+    """Return the key of everything that is kept of a channel: old when its history is."""
+    return _key("ch", channel)
+
+
+def snapshot_key(channel: str) -> str:
+    """Return the key of a channel's snapshot alone: old after each event.
+
+    Slices that run, and pages that can change no more, are as good as before.
+    """
+    return _key("st", channel)
+
+
+def _keys(namespace: str, channel: str, *, snapshot: bool) -> tuple[str, ...]:
+    keys = _key("ns", namespace), channel_key(channel)
+    return (*keys, snapshot_key(channel)) if snapshot else keys
 
 
 def _key(kind: str, name: str) -> str:

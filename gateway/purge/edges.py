@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 
-from gateway.protocol.cache_control import surrogate_keys
+from gateway.protocol.cache_control import channel_key
 from gateway.protocol.coding import CODINGS
 from gateway.purge.request import Requests
 from gateway.purge.target import Purge
@@ -54,7 +54,7 @@ class NginxTarget:
 class VarnishTarget:
     """Varnish (nginx/varnish.vcl): as NGINX; purged softly by key when a channel ended.
 
-    Not by key after each event: slices and pages that cannot change carry the key as well.
+    Not by key after each event: fetched anew, the new state is there before somebody asks.
     """
 
     batch_limit = 100
@@ -68,15 +68,10 @@ class VarnishTarget:
     async def purge(self, namespace: str, purges: Sequence[Purge]) -> None:
         """Fetch snapshots anew, and purge all that is kept of what ended; raises PurgeFailed."""
         await self._refresh.purge(namespace, purges)
-        keys = " ".join(channel_key(namespace, one.channel) for one in purges if one.ended)
+        keys = " ".join(channel_key(one.channel) for one in purges if one.ended)
         if keys:
             # Fetched first: whoever fetches after the purge does so with the new ETag, for which a
             # worker that is behind waits.
             headers = {"xkey-softpurge": keys}
             for url in self._urls:
                 await self._requests.send("PURGE", f"{url}{self._base_path}/", headers)
-
-
-def channel_key(namespace: str, channel: str) -> str:
-    """Return the key that all answers of a channel carry."""
-    return surrogate_keys(namespace, channel).split(" ")[1]

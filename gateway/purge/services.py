@@ -14,9 +14,8 @@ from uuid import uuid4
 
 import orjson
 
-from gateway.purge.edges import channel_key
 from gateway.purge.request import Requests
-from gateway.purge.target import Purge, PurgeFailed
+from gateway.purge.target import Purge, PurgeFailed, key_of
 
 _JSON = {"Content-Type": "application/json"}
 
@@ -37,7 +36,7 @@ class FastlyTarget:
 
     async def purge(self, namespace: str, purges: Sequence[Purge]) -> None:
         """Purge by surrogate key; raises PurgeFailed."""
-        keys = " ".join(channel_key(namespace, one.channel) for one in purges)
+        keys = " ".join(key_of(one) for one in purges)
         await self._requests.send("POST", self._url, {**self._headers, "Surrogate-Key": keys})
 
 
@@ -53,7 +52,7 @@ class CloudflareTarget:
 
     async def purge(self, namespace: str, purges: Sequence[Purge]) -> None:
         """Purge by tags; raises PurgeFailed, also when the answer is 200 and says no."""
-        body = orjson.dumps({"tags": [channel_key(namespace, one.channel) for one in purges]})
+        body = orjson.dumps({"tags": [key_of(one) for one in purges]})
         answer = await self._requests.send("POST", self._url, self._headers, body)
         try:
             done = orjson.loads(answer)["success"] is True
@@ -86,7 +85,7 @@ class WebhookTarget:
             {
                 "channel": one.channel,
                 "id": str(one.position),
-                "key": channel_key(namespace, one.channel),
+                "key": key_of(one),
             }
             for one in purges
         ]

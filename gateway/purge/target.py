@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+from gateway.protocol.cache_control import channel_key, snapshot_key
 from gateway.protocol.errors import GatewayError
 from gateway.protocol.position import Position
 
@@ -16,6 +17,11 @@ class Purge(NamedTuple):
     channel: str
     position: Position
     ended: bool = False
+
+
+def key_of(purge: Purge) -> str:
+    """Return the key of all that is old: the snapshot, or with the channel's end everything."""
+    return channel_key(purge.channel) if purge.ended else snapshot_key(purge.channel)
 
 
 class PurgeFailed(GatewayError):

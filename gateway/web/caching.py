@@ -16,15 +16,26 @@ from gateway.protocol.cache_control import (
 )
 from gateway.protocol.event import Event
 from gateway.protocol.namespace import Namespace
+from gateway.protocol.position import Position
+from gateway.protocol.slice import slice_cache_control
 
 VARY = {"Vary": "Accept-Encoding"}
 
 
-def follow_headers(namespace: Namespace, channel: str) -> dict[str, str]:
+def follow_headers(namespace: Namespace, channel: str, *, snapshot: bool = False) -> dict[str, str]:
     """Return the headers by which caches find and drop what they keep of a channel."""
     return {
-        "Surrogate-Key": surrogate_keys(namespace.name, channel),
-        "Cache-Tag": cache_tags(namespace.name, channel),
+        "Surrogate-Key": surrogate_keys(namespace.name, channel, snapshot=snapshot),
+        "Cache-Tag": cache_tags(namespace.name, channel, snapshot=snapshot),
+    }
+
+
+def slice_headers(namespace: Namespace, channel: str, seconds: int) -> dict[str, str]:
+    """Return the headers of a slice that may be kept for so many seconds."""
+    return {
+        "Cache-Control": slice_cache_control(seconds),
+        "CDN-Cache-Control": slice_cache_control(seconds).removeprefix("public, "),
+        **follow_headers(namespace, channel),
     }
 
 
@@ -48,7 +59,7 @@ class CacheLife:
             "Cache-Control": rules.cache.cache_control(limit),
             "CDN-Cache-Control": rules.cache.cdn_cache_control(limit),
             **VARY,
-            **follow_headers(rules, channel),
+            **follow_headers(rules, channel, snapshot=True),
         }
 
     def of_page(
@@ -70,16 +81,35 @@ class CacheLife:
         )
         if waited and not settled:
             seconds = LONG_POLL_MAX_AGE_SECONDS
-        limit = life_limit_seconds(mirror.span_seconds(channel, now_ms))
-        if limit is not None and limit - age_seconds < seconds:
-            self.shortened += 1
-            seconds = max(0, int(limit - age_seconds))
+        seconds = self._within_span(mirror, channel, now_ms, age_seconds, seconds)
         return {
             "Cache-Control": history_cache_control(seconds),
             "CDN-Cache-Control": history_cdn_cache_control(seconds),
             **VARY,
             **follow_headers(rules, channel),
         }
+
+    def of_finished_slice(self, mirror: Mirror, channel: str, begun: Position) -> dict[str, str]:
+        """Return the headers of a slice that is over and began at `begun`: kept as a page is."""
+        rules, now_ms = mirror.namespace, _now_ms()
+        age_seconds = max(0.0, (now_ms - begun.ms) / 1000)
+        seconds = history_max_age_seconds(
+            settled=True,
+            first_event_age_seconds=age_seconds,
+            ring_age_seconds=rules.ring_age_seconds,
+        )
+        seconds = self._within_span(mirror, channel, now_ms, age_seconds, seconds)
+        return slice_headers(rules, channel, seconds)
+
+    def _within_span(
+        self, mirror: Mirror, channel: str, now_ms: int, age_seconds: float, seconds: int
+    ) -> int:
+        """Return `seconds`, or what the ring still vouches for of something that old, if less."""
+        limit = life_limit_seconds(mirror.span_seconds(channel, now_ms))
+        if limit is None or limit - age_seconds >= seconds:
+            return seconds
+        self.shortened += 1
+        return max(0, int(limit - age_seconds))
 
     @staticmethod
     def of_nothing(namespace: Namespace, channel: str) -> dict[str, str]:

@@ -12,18 +12,18 @@ from aiohttp.http import HttpVersion11
 from gateway.hub.slice import Log, Slice
 from gateway.hub.slices import SliceAhead, SliceGone, Slices
 from gateway.hub.tail import Tail
-from gateway.protocol.cache_control import NO_STORE, history_max_age_seconds
+from gateway.protocol.cache_control import NO_STORE
 from gateway.protocol.coding import IDENTITY, negotiate_stream_coding
 from gateway.protocol.errors import GatewayError, StoreUnavailable
 from gateway.protocol.namespace import Namespace
-from gateway.protocol.slice import parse_slice_number, slice_cache_control
+from gateway.protocol.slice import parse_slice_number
 from gateway.protocol.sse import (
     encode_block,
     encode_gap,
     encode_unavailable,
     jittered_retry_ms,
 )
-from gateway.web.caching import follow_headers
+from gateway.web.caching import CacheLife, slice_headers
 from gateway.web.kept_transport import EventStream
 from gateway.web.problem import problem
 from gateway.web.request import Names, check_spelling, read_query
@@ -50,10 +50,12 @@ class SliceHandler:
         slices: Slices,
         tails: Mapping[str, Tail],
         names: Names,
+        life: CacheLife,
         count_streams: Callable[[], int],
         options: SliceOptions,
     ) -> None:
         self.draining = False
+        self._life = life
         self._slices = slices
         self._tails = tails
         self._names = names
@@ -162,20 +164,14 @@ class SliceHandler:
         # The end of a body without chunks is the end of its connection, which proves nothing.
         if request.version < HttpVersion11:
             return {"Cache-Control": NO_STORE}
-        headers = follow_headers(namespace, slice.channel)
         if slice.finished:
-            seconds = history_max_age_seconds(
-                settled=True,
-                first_event_age_seconds=self._slices.age_seconds(slice),
-                ring_age_seconds=namespace.ring_age_seconds,
-            )
-        else:
-            # A second less than is left: who comes later is to ask for the next one.
-            seconds = max(1, int(self._slices.left_seconds(slice)) - 1)
-            # NGINX shares no answer that is still on its way, and would keep it from all others.
-            headers["X-Accel-Expires"] = "0"
-        headers["Cache-Control"] = slice_cache_control(seconds)
-        headers["CDN-Cache-Control"] = slice_cache_control(seconds).removeprefix("public, ")
+            mirror = self._tails[namespace.name].mirror
+            return self._life.of_finished_slice(mirror, slice.channel, slice.start)
+        # A second less than is left: who comes later is to ask for the next one.
+        seconds = max(1, int(self._slices.left_seconds(slice)) - 1)
+        headers = slice_headers(namespace, slice.channel, seconds)
+        # NGINX shares no answer that is still on its way, and would keep it from all others.
+        headers["X-Accel-Expires"] = "0"
         return headers
 
     # -- no slice -----------------------------------------------------------------------------

@@ -20,7 +20,6 @@ from gateway.protocol.position import Position
 from gateway.snapshot.cache import Snapshots
 from gateway.snapshot.variants import Snapshot
 from gateway.web.caching import VARY, CacheLife
-from gateway.web.caching import follow_headers as follow_headers
 from gateway.web.problem import problem
 from gateway.web.request import Names, read_header, read_query, redirect_spelling
 

@@ -14,12 +14,14 @@ from gateway.protocol.cache_control import (
     CacheLifeTooLong,
     CachePolicy,
     cache_tags,
+    channel_key,
     check_policy,
     history_cache_control,
     history_cdn_cache_control,
     history_max_age_seconds,
     life_limit_seconds,
     life_seconds,
+    snapshot_key,
     surrogate_keys,
 )
 from gateway.protocol.errors import GatewayError
@@ -161,9 +163,17 @@ def test_a_page_of_history_has_no_stale_life() -> None:
     assert history_cdn_cache_control(300) == f"max-age=300, {nothing}"
 
 
-def test_a_snapshot_carries_the_keys_of_its_namespace_and_channel() -> None:
+def test_an_answer_carries_the_keys_of_its_namespace_and_channel() -> None:
     assert surrogate_keys("default", "host/cpu") == "ns.default ch.host/cpu"
     assert cache_tags("default", "host/cpu") == "ns.default,ch.host/cpu"
+    assert channel_key("host/cpu") == "ch.host/cpu"
+
+
+def test_a_snapshot_has_a_key_that_slices_and_pages_do_not_have() -> None:
+    own = snapshot_key("host/cpu")
+    assert surrogate_keys("default", "host/cpu", snapshot=True).split(" ")[2:] == [own]
+    assert cache_tags("default", "host/cpu", snapshot=True).split(",")[2:] == [own]
+    assert own not in surrogate_keys("default", "host/cpu").split(" ")
 
 
 def test_a_key_at_the_limit_is_plain_and_beyond_it_hashed() -> None:

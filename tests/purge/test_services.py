@@ -14,8 +14,14 @@ from gateway.purge.services import CloudflareTarget, FastlyTarget, WebhookTarget
 from gateway.purge.target import Purge, PurgeFailed
 from tests.purge.recorder import Recorder, recorder
 
-PURGES = [Purge("a/b", Position(7, 1)), Purge("x" * 200, Position(8, 0))]
-KEYS = ["ch.a/b", "ch#" + hashlib.blake2b(b"x" * 200, digest_size=16).hexdigest()]
+LONG = hashlib.blake2b(b"x" * 200, digest_size=16).hexdigest()
+PURGES = [
+    Purge("a/b", Position(7, 1)),
+    Purge("x" * 200, Position(8, 0)),
+    Purge("gone", Position(9, 0), ended=True),
+]
+# After an event the snapshot alone is old, at the end of a channel all that was kept of it.
+KEYS = ["st.a/b", f"st#{LONG}", "ch.gone"]
 
 
 @pytest.fixture
@@ -65,6 +71,7 @@ async def test_a_webhook_is_signed(requests: Requests, server: Recorder) -> None
         "channels": [
             {"channel": "a/b", "id": "7-1", "key": KEYS[0]},
             {"channel": "x" * 200, "id": "8-0", "key": KEYS[1]},
+            {"channel": "gone", "id": "9-0", "key": KEYS[2]},
         ],
     }
     assert one.headers["webhook-timestamp"] == "1700000000"

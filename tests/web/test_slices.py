@@ -267,6 +267,34 @@ async def test_unknown_parameters_epochs_and_old_slices_are_refused(client: Clie
     assert (await client.ask("POST", "/slices/current/a")).status == 405
 
 
+async def test_a_finished_slice_lives_as_long_as_its_ring_vouches_for_it(start: Start) -> None:
+    limits = {"ring_limit_bytes": 10_000, "slice_seconds": SECONDS}
+    client = await start(
+        {"publish": {"event_limit_bytes": 1000}, "namespaces": {"default": limits}}
+    )
+    await after_the_first_slice(client)
+    number = await at_a_slices_beginning(client)
+    path = f"/slices/{await epoch_of(client)}/{number}/a"
+    published = await client.publish("a", b"1")
+    body = await Reader(client, path).end()
+    assert ids(body) == [published]
+    over = await client.get(path)
+    assert over.body == body
+    # Nothing but age bounds a ring that has room: an hour, less what is past and the margin.
+    assert 3500 < max_age(over.headers) < 3600 - 10
+    ring = client.gateway.tails["default"].mirror.ring("a")
+    assert ring is not None
+    # As if a busy channel's ring had dropped what lies 40 s before the slice, and no more.
+    ring.cut_short = True
+    ring.resumable_from = Position((number * SECONDS - 40) * 1000, 0)
+    assert 0 < max_age((await client.get(path)).headers) < 40
+    # The slice is kept in memory yet, but nobody could go on from its beginning.
+    await client.publish_lines([{"channel": "a", "data": "x" * 990} for _ in range(50)])
+    await client.settle()
+    gone = await client.get(path)
+    assert (gone.status, gone.problem["reason"]) == (410, "evicted")
+
+
 async def test_a_head_tells_the_headers_and_opens_nothing(client: Client) -> None:
     epoch = await epoch_of(client)
     number = (await client.gateway.store.greet("default")).clock.ms // 30_000

@@ -2,7 +2,11 @@
 # to the gateway each. For Varnish 7 with the vmod xkey (Debian: varnish, varnish-modules). TLS and
 # HTTP/2 for browsers belong in front of it (hitch, or nginx/nginx.conf with this as its upstream).
 #
-#     varnishd -a :8000 -f /etc/varnish/varnish.vcl -s malloc,1g -p thread_pool_max=5000
+#     varnishd -a readers=:8000 -a internal=127.0.0.1:8001 -f /etc/varnish/varnish.vcl \
+#              -s malloc,1g -p thread_pool_max=5000
+#
+# Purges and refreshes are taken on the address named `internal` alone: `purge.varnish_urls` names it.
+# With hitch in front, let both speak PROXY (-a readers=127.0.0.1:8000,PROXY) for the readers' addresses.
 #
 # A reader of a slice or a long-poll takes a thread for as long as it lasts: thread_pools times
 # thread_pool_max (2 times 5000) is how many there can be.
@@ -29,30 +33,33 @@ backend gateway {
     }
 }
 
-# CHOOSE who may purge and refresh. What stands in front of Varnish on the same machine looks like
-# loopback: have it speak the PROXY protocol (varnishd -a …,PROXY), so that its readers do not, or leave
-# loopback out.
+# CHOOSE who may purge and refresh, at the internal address.
 acl internal {
     "127.0.0.1";
     "::1";
 }
 
 sub vcl_recv {
-    if (req.method == "PURGE") {
-        if (client.ip !~ internal) {
-            return (synth(403, "Forbidden"));
+    if (req.restarts == 0) {
+        unset req.http.X-Stale;
+        if (local.socket != "internal" || client.ip !~ internal) {
+            if (req.method == "PURGE") {
+                return (synth(403, "Forbidden"));
+            }
+            # Only a refresh from within may say what must be in its answer.
+            unset req.http.X-Refresh;
+            unset req.http.Minimum-Position;
         }
-        # Soft: what is purged may be served once more while it is fetched anew.
-        set req.http.purged = xkey.softpurge(req.http.xkey-softpurge);
-        return (synth(200, "Purged " + req.http.purged));
     }
-    if (client.ip ~ internal && req.http.X-Refresh) {
+    if (req.method == "PURGE") {
+        # Soft: what is purged may be served once more while it is fetched anew.
+        set req.http.X-Purged = xkey.softpurge(req.http.xkey-softpurge);
+        return (synth(200, "Purged " + req.http.X-Purged));
+    }
+    if (req.http.X-Refresh) {
         # Fetched anew, with the position that must be in it, and kept in place of what was there.
         set req.hash_always_miss = true;
-    } else {
-        unset req.http.Minimum-Position;
     }
-    unset req.http.X-Refresh;
 
     # Publishing and administration are not for readers.
     if (req.method != "GET" && req.method != "HEAD" && req.method != "OPTIONS") {
@@ -85,19 +92,44 @@ sub vcl_recv {
     if (req.url ~ "^/events" || req.method == "OPTIONS") {
         return (pass);
     }
-    # With the gateway well, what is stale may be served only as long as it says itself
-    # (stale-while-revalidate); see vcl_backend_response.
-    if (std.healthy(req.backend_hint)) {
-        set req.grace = 5s;
+    if (req.http.X-Stale == "no") {
+        set req.grace = 0s;
+    } elseif (req.http.X-Stale == "yes") {
+        set req.grace = 365d;
     }
     return (hash);
 }
 
+# What is stale is served within stale-while-revalidate, and while the gateway cannot answer, within
+# stale-if-error: of these two the longer is Varnish's grace, see vcl_backend_response.
+sub vcl_hit {
+    if (obj.ttl > 0s || req.http.X-Stale == "yes" || !std.healthy(req.backend_hint)) {
+        return (deliver);
+    }
+    if (obj.ttl + std.duration(obj.http.X-Stale-While-Revalidate, 0s) > 0s) {
+        return (deliver);
+    }
+    set req.http.X-Stale = "no";
+    return (restart);
+}
+
+sub vcl_miss {
+    # It was asked for a moment ago, in vain, and nothing stale is left.
+    if (req.http.X-Stale == "yes") {
+        return (synth(503, "Unavailable"));
+    }
+}
+
+# Without the host: a refresh comes under another name than readers do.
 sub vcl_hash {
+    hash_data(req.url);
     hash_data(req.http.X-Coding);
+    return (lookup);
 }
 
 sub vcl_backend_fetch {
+    unset bereq.http.X-Refresh;
+    unset bereq.http.X-Stale;
     if (bereq.http.X-Coding) {
         set bereq.http.Accept-Encoding = bereq.http.X-Coding;
     }
@@ -106,13 +138,16 @@ sub vcl_backend_fetch {
 sub vcl_backend_response {
     set beresp.http.xkey = beresp.http.Surrogate-Key;
 
-    # Varnish takes stale-while-revalidate for its grace. While the gateway is down, grace is all that
-    # there is, so it becomes the longer of both; vcl_recv cuts it short while the gateway is well. What
-    # must never be stale (slices) has 0 in both.
-    if (beresp.grace > 0s) {
-        set beresp.grace = std.duration(
-            regsub(beresp.http.Cache-Control, "^.*stale-if-error=([0-9]+).*$", "\1") + "s", beresp.grace);
+    # What must never be stale (slices) has 0 in both. Varnish's own grace would be 10 s.
+    set beresp.http.X-Stale-While-Revalidate =
+        regsub(beresp.http.Cache-Control, "^.*stale-while-revalidate=([0-9]+).*$", "\1s");
+    set beresp.grace = std.duration(beresp.http.X-Stale-While-Revalidate, 0s);
+    set beresp.http.X-Stale-If-Error =
+        regsub(beresp.http.Cache-Control, "^.*stale-if-error=([0-9]+).*$", "\1s");
+    if (std.duration(beresp.http.X-Stale-If-Error, 0s) > beresp.grace) {
+        set beresp.grace = std.duration(beresp.http.X-Stale-If-Error, 0s);
     }
+    unset beresp.http.X-Stale-If-Error;
     # Kept beyond that only to be revalidated by its ETag: 304 in place of a body.
     set beresp.keep = 60s;
 
@@ -128,6 +163,12 @@ sub vcl_backend_response {
 }
 
 sub vcl_deliver {
+    # stale-if-error: the gateway answers its probe, but not this request.
+    if (resp.status >= 500 && req.url ~ "^/snapshots/" && req.http.X-Stale != "yes" &&
+        !req.http.X-Refresh) {
+        set req.http.X-Stale = "yes";
+        return (restart);
+    }
     if (obj.uncacheable) {
         set resp.http.X-Cache = "PASS";
     } elseif (obj.hits > 0) {
@@ -136,8 +177,21 @@ sub vcl_deliver {
         set resp.http.X-Cache = "MISS";
     }
     unset resp.http.xkey;
+    unset resp.http.X-Stale-While-Revalidate;
     unset resp.http.Via;
     unset resp.http.X-Varnish;
+}
+
+# Answers of Varnish's own have the form of the gateway's (RFC 9457).
+sub vcl_synth {
+    set resp.http.Content-Type = "application/problem+json";
+    set resp.http.Cache-Control = "no-store";
+    set resp.http.Access-Control-Allow-Origin = "*";
+    if (resp.status == 503) {
+        set resp.http.Retry-After = "1";
+    }
+    set resp.body = {"{"title":""} + resp.reason + {"","status":"} + resp.status + "}";
+    return (deliver);
 }
 
 # An EventSource never comes back after anything but 200: while the gateway is away a stream says so, and
@@ -165,4 +219,10 @@ data: {"reason":"unreachable"}
         unset beresp.http.X-Known;
         return (deliver);
     }
+    set beresp.http.Content-Type = "application/problem+json";
+    set beresp.http.Cache-Control = "no-store";
+    set beresp.http.Access-Control-Allow-Origin = "*";
+    set beresp.http.Retry-After = "1";
+    synthetic({"{"title":""} + beresp.reason + {"","status":"} + beresp.status + "}");
+    return (deliver);
 }

@@ -188,7 +188,8 @@ class Streams:
                 since=start.since, malformed=start.malformed, coding=coding,
             )  # fmt: skip
 
-        if self._sockets is not None and (sock := socket_of(request)) is not None:
+        sock = None if _wants_chunks(request) else socket_of(request)
+        if self._sockets is not None and sock is not None:
             head = await self._heads.get(request, coding, offered=offered)
             try:
                 taken = self._sockets.take(sock, head + opening)
@@ -232,6 +233,16 @@ class Streams:
         except (ConnectionError, TimeoutError):
             connection.abort()
         return response
+
+
+def _wants_chunks(request: web.Request) -> bool:
+    """Tell whether a cache stands in between, which is to get the stream in chunks.
+
+    A body without them ends with its connection, so a cache cannot tell a stream that was cut off
+    from one that ended; and Varnish holds what came together with the head until there is more.
+    Source: RFC 9110 7.6.3 (Via); Varnish has X-Varnish in its place.
+    """
+    return "Via" in request.headers or "X-Varnish" in request.headers
 
 
 def _place(start: _Start, mirror: Mirror) -> Position | None:

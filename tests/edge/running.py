@@ -17,7 +17,7 @@ from tests.running import free_port
 
 @dataclass
 class Edge:
-    """One running edge. `tls_url` and `internal_url` are NGINX's alone."""
+    """One running edge. `tls_url` is NGINX's alone."""
 
     url: str
     directory: Path
@@ -116,7 +116,7 @@ async def varnish(
 ) -> AsyncIterator[Edge]:
     """Run Varnish with the shipped VCL before a gateway at `origin` (`host:port`)."""
     directory.mkdir(parents=True, exist_ok=True)
-    port = free_port()
+    port, internal = free_port(), free_port()
     host, _, origin_port = origin.rpartition(":")
     text = (template_directory() / "varnish.vcl").read_text()
     text = text.replace('.host = "127.0.0.1";', f'.host = "{host}";')
@@ -125,14 +125,16 @@ async def varnish(
     file.write_text(edit(text))
     with (directory / "varnish-error.log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(
-            "varnishd", "-F", "-n", str(directory / "varnish"), "-a", f"127.0.0.1:{port}",
-            "-f", str(file), "-s", "malloc,64m", "-p", "thread_pool_max=2000",
-            "-p", "thread_pool_min=50", "-j", "none",
-            stdout=log, stderr=log,
+            "varnishd", "-F", "-n", str(directory / "varnish"), "-a", f"readers=127.0.0.1:{port}",
+            "-a", f"internal=127.0.0.1:{internal}", "-f", str(file),
+            "-s", "malloc,64m", "-p", "thread_pool_max=2000", "-p", "thread_pool_min=50",
+            "-j", "none", stdout=log, stderr=log,
         )  # fmt: skip
     try:
-        await _until_listening(process, port)
-        yield Edge(f"http://127.0.0.1:{port}", directory)
+        await _until_listening(process, port, internal)
+        yield Edge(
+            f"http://127.0.0.1:{port}", directory, internal_url=f"http://127.0.0.1:{internal}"
+        )
     finally:
         await _stop(process)
 

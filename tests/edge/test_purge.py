@@ -17,10 +17,9 @@ from tests.web.proxy import redis_proxy
 
 
 def settings(kind: str, edge: Edge, **more: Any) -> dict[str, Any]:
-    url = edge.internal_url if kind == "nginx" else edge.url
     return {
         "namespaces": {"default": {"edge_max_age_seconds": 600, "purge": kind}},
-        "purge": {f"{kind}_urls": [url], "min_interval_ms": 50},
+        "purge": {f"{kind}_urls": [edge.internal_url], "min_interval_ms": 50},
         **more,
     }
 

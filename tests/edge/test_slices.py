@@ -7,11 +7,12 @@ from typing import Any
 import aiohttp
 import pytest
 
+from gateway.protocol.cache_control import snapshot_key
 from gateway.protocol.position import Position
 from tests.clients.serving import Serving
 from tests.edge.following import Follower
 from tests.edge.running import nginx, origin_of, varnish
-from tests.running import Valkey, Worker, until, worker
+from tests.running import Valkey, Worker, free_port, until, worker
 
 SECONDS = 5
 SETTINGS: dict[str, Any] = {
@@ -71,6 +72,38 @@ async def test_readers_behind_varnish_share_three_requests_for_three_slices(
     # Everything, once, in order, up to where the last slice ended.
     assert got == published[: len(got)]
     assert len(got) >= len(published) - 5
+
+
+async def test_purges_of_a_snapshot_leave_its_running_slice_shared(
+    redis: Valkey, session: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    origin_port = free_port()
+    async with varnish(tmp_path, f"127.0.0.1:{origin_port}") as edge:
+        given: dict[str, Any] = {
+            "namespaces": {"default": {"slice_seconds": SECONDS, "purge": "varnish"}},
+            "purge": {"varnish_urls": [edge.internal_url], "min_interval_ms": 50},
+        }
+        async with worker(redis.url, given, port=origin_port) as origin:
+            purging = origin.gateway.purging
+            number = await at_a_beginning(origin)
+            epoch = (await origin.gateway.store.greet("default")).epoch
+            before = origin.gateway.requests["/slices"]
+            url = f"{edge.url}/slices/{epoch}/{number}/a"
+            reading, published = [], []
+            for _ in range(10):
+                reading.append(asyncio.create_task(read(session, url)))
+                published.append(await publish(session, origin, "x"))
+                await until(lambda: not purging.purgers["default"].pending)
+                # As a CDN that is purged by key; VarnishTarget refreshes instead.
+                headers = {"xkey-softpurge": snapshot_key("a")}
+                async with session.request("PURGE", edge.internal_url, headers=headers) as answer:
+                    assert answer.status == 200
+            bodies = await asyncio.gather(*reading)
+            assert purging.counters.purged >= 2
+            assert origin.gateway.requests["/slices"] - before == 1
+            [(body, whole)] = set(bodies)
+            assert whole
+            assert all(id.encode() in body for id in published)
 
 
 async def test_a_slice_that_was_cut_off_is_kept_by_no_edge(

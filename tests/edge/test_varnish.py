@@ -1,6 +1,7 @@
 """The shipped VCL: what Varnish keeps, shares, purges, refuses, and says without an origin."""
 
 import asyncio
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import aiohttp
@@ -10,6 +11,7 @@ import pytest
 from tests.edge.running import origin_of, varnish
 from tests.edge.test_nginx import ask, settings
 from tests.running import Valkey, free_port, worker
+from tests.web.proxy import redis_proxy
 
 
 async def test_a_snapshot_is_kept_once_for_each_coding_and_shared_while_it_is_fetched(
@@ -47,20 +49,22 @@ async def test_a_soft_purge_and_a_refresh_bring_the_new_state(
         assert await state() == "1"
         await ask(session, f"{origin.url}/publish/a", method="POST", data=b"2")
         assert await state() == "1"
-        purged = await ask(session, url, {"xkey-softpurge": "ch.a"}, "PURGE")
+        inside = f"{edge.internal_url}/snapshots/a"
+        purged = await ask(session, inside, {"xkey-softpurge": "st.a"}, "PURGE")
         assert purged.status == 200
         assert await state() == "2"
         published = await ask(session, f"{origin.url}/publish/a", method="POST", data=b"3")
         refresh = {"X-Refresh": "1", "Minimum-Position": orjson.loads(published.body)["id"]}
-        assert orjson.loads((await ask(session, url, refresh)).body)["state"] == "3"
+        assert orjson.loads((await ask(session, inside, refresh)).body)["state"] == "3"
         assert await state() == "3"
-        other = await ask(session, url, {"xkey-softpurge": "ch.b"}, "PURGE")
+        other = await ask(session, inside, {"xkey-softpurge": "st.b"}, "PURGE")
         assert other.status == 200
         assert (await ask(session, url)).cache == "HIT"
 
 
-async def test_strangers_may_neither_purge_nor_refresh_nor_write(
-    redis: Valkey, session: aiohttp.ClientSession, tmp_path: Path
+@pytest.mark.parametrize("who", ["reader", "stranger"])
+async def test_others_may_neither_purge_nor_refresh_nor_write(
+    redis: Valkey, session: aiohttp.ClientSession, tmp_path: Path, who: str
 ) -> None:
     def closed(text: str) -> str:
         assert '"127.0.0.1";\n    "::1";' in text
@@ -69,10 +73,12 @@ async def test_strangers_may_neither_purge_nor_refresh_nor_write(
     life = settings(edge_max_age_seconds=600)
     async with (
         worker(redis.url, life) as origin,
-        varnish(tmp_path, origin_of(origin.url), edit=closed) as edge,
+        varnish(tmp_path, origin_of(origin.url), edit=closed if who == "stranger" else str) as edge,
     ):
         await ask(session, f"{origin.url}/publish/a", method="POST", data=b"1")
-        url = f"{edge.url}/snapshots/a"
+        # At the readers' address nobody may; at the internal one whom the VCL names.
+        base = edge.internal_url if who == "stranger" else edge.url
+        url = f"{base}/snapshots/a"
         await ask(session, url)
         assert (await ask(session, url, {"xkey-softpurge": "ch.a"}, "PURGE")).status == 403
         refresh = {"X-Refresh": "1", "Minimum-Position": "9007199254740991-0"}
@@ -86,7 +92,7 @@ async def test_strangers_may_neither_purge_nor_refresh_nor_write(
             ("GET", "/channels", 404),
             ("GET", "/metrics", 404),
         ):
-            answer = await ask(session, edge.url + path, method=method, data=b"1")
+            answer = await ask(session, base + path, method=method, data=b"1")
             assert answer.status == status, path
         assert {k: v for k, v in origin.gateway.requests.items() if k != "/livez"} == {
             k: v for k, v in seen.items() if k != "/livez"
@@ -114,6 +120,108 @@ async def test_stale_answers_end_though_the_origin_is_away(
                 await asyncio.sleep(0.05)
         assert max(ages) > 1  # Older than its life, for the gateway was away.
         assert answer.status == 503
+
+
+async def test_stale_answers_last_as_long_as_their_headers_say_while_the_origin_is_well(
+    redis: Valkey, session: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    life = settings(
+        edge_max_age_seconds=1, stale_while_revalidate_seconds=0, stale_if_error_seconds=60
+    )
+    async with worker(redis.url, life) as origin, varnish(tmp_path, origin_of(origin.url)) as edge:
+        url = f"{edge.url}/snapshots/a"
+        for number in range(3):
+            await ask(session, f"{origin.url}/publish/a", method="POST", data=b"%d" % number)
+            async with asyncio.timeout(10):
+                while int((answer := await ask(session, url)).headers["Age"]) == 0:
+                    state = orjson.loads(answer.body)["state"]
+                    await asyncio.sleep(0.02)
+                    if state == str(number):
+                        break
+            # Nothing is served that is older than its life of a second, though it is there yet.
+            assert int(answer.headers["Age"]) <= 1
+        assert state == "2"
+
+
+async def test_what_the_origin_fails_to_answer_is_served_stale_before_its_probe_knows(
+    redis: Valkey, session: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    life = settings(
+        edge_max_age_seconds=1, stale_while_revalidate_seconds=0, stale_if_error_seconds=60
+    )
+
+    def probed_once(text: str) -> str:
+        assert ".interval = 1s;" in text
+        return text.replace(".interval = 1s;", ".interval = 1000s;")
+
+    async with AsyncExitStack() as running:
+        origin = await running.enter_async_context(worker(redis.url, life))
+        async with varnish(tmp_path, origin_of(origin.url), edit=probed_once) as edge:
+            url = f"{edge.url}/snapshots/a"
+            await ask(session, f"{origin.url}/publish/a", method="POST", data=b"1")
+            first = await ask(session, url)
+            assert first.status == 200
+            await running.aclose()
+            async with asyncio.timeout(20):
+                while int((kept := await ask(session, url)).headers["Age"]) < 3:
+                    assert (kept.status, kept.body) == (200, first.body)
+                    await asyncio.sleep(0.1)
+            lost = await ask(session, f"{edge.url}/snapshots/b")
+            assert (lost.status, lost.headers["Retry-After"]) == (503, "1")
+            assert orjson.loads(lost.body)["status"] == 503
+
+
+async def test_a_failed_request_of_which_nothing_stale_is_left_is_not_asked_twice(
+    redis: Valkey, session: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    waits = {"snapshots": {"wait_seconds": 0.1}}
+    async with (
+        redis_proxy(redis.socket) as proxy,
+        worker(proxy.url, waits) as origin,
+        varnish(tmp_path, origin_of(origin.url)) as edge,
+    ):
+        # The worker cannot see what was published, and answers 503 to who asks for it.
+        proxy.hold(b"XREAD")
+        published = await ask(session, f"{origin.url}/publish/a", method="POST", data=b"1")
+        position = orjson.loads(published.body)["id"]
+        before = origin.gateway.requests["/snapshots"]
+        ahead = await ask(session, f"{edge.url}/snapshots/a?min={position}")
+        proxy.release()
+        assert ahead.status == 503
+        assert orjson.loads(ahead.body)["status"] == 503
+        assert origin.gateway.requests["/snapshots"] == before + 1
+
+
+async def test_a_live_stream_is_not_held_back(
+    redis: Valkey, session: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    # A heartbeat would push out what is held: there is none.
+    quiet = {"streams": {"heartbeat_seconds": 3000}}
+    async with worker(redis.url, quiet) as origin, varnish(tmp_path, origin_of(origin.url)) as edge:
+        assert origin.gateway.settings.streams.transport == "auto"
+
+        async def publish(data: bytes) -> str:
+            answer = await ask(session, f"{origin.url}/publish/a", method="POST", data=data)
+            return str(orjson.loads(answer.body)["id"])
+
+        for number in range(10):
+            headers = {"Last-Event-ID": await publish(b"before")}
+            await publish(b"%d" % number)
+            async with (
+                asyncio.timeout(20),
+                session.get(f"{edge.url}/events/a", headers=headers) as answer,
+            ):
+                # The replay comes together with the head, the next event on its own.
+                await has(answer, b"data: %d\n\n" % number)
+                await publish(b"next")
+                await has(answer, b"data: next\n\n")
+
+
+async def has(answer: aiohttp.ClientResponse, wanted: bytes) -> None:
+    """Read a body until it ends with these bytes."""
+    body = b""
+    while not body.endswith(wanted):
+        body += await answer.content.readany()
 
 
 @pytest.mark.parametrize("path", ["/events/a", "/slices/current/a"])

@@ -4,6 +4,7 @@ import asyncio
 import time
 from contextlib import AsyncExitStack
 
+import aiohttp
 import orjson
 import pytest
 
@@ -23,6 +24,15 @@ async def test_the_head_forbids_caches_and_proxies_to_touch_a_stream(client: Cli
     assert headers["Cache-Control"] == "no-cache, no-transform"
     assert headers["X-Accel-Buffering"] == "no"
     assert headers["Access-Control-Allow-Origin"] == "*"
+
+
+@pytest.mark.parametrize("says", ["Via", "X-Varnish"])
+async def test_a_cache_in_between_gets_chunks(
+    client: Client, session: aiohttp.ClientSession, says: str
+) -> None:
+    async with session.get(client.url("/events/a"), headers={says: "1.1 cache"}) as answer:
+        assert answer.headers["Transfer-Encoding"] == "chunked"
+        assert (await answer.content.readany()).startswith(b"retry: ")
 
 
 async def test_the_first_block_has_the_retry_time_and_the_tailed_position(start: Start) -> None:

@@ -28,6 +28,20 @@ def share(base_path: str) -> Callable[[web.Request, web.StreamResponse], Awaitab
     return mark
 
 
+def send_away(draining: Callable[[], bool]) -> Callable[..., Awaitable[None]]:
+    """Return what ends each connection with its answer while the worker drains.
+
+    Over a connection that is kept, clients and proxies would come back to the worker that stops.
+    """
+
+    async def mark(request: web.Request, response: web.StreamResponse) -> None:
+        if draining():
+            response.headers["Connection"] = "close"
+            response.force_close()
+
+    return mark
+
+
 def count_requests(requests: Counter[str], base_path: str) -> Middleware:
     """Return what counts requests as they come, by the fixed beginning of their route."""
 

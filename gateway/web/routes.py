@@ -11,7 +11,7 @@ from gateway.web.console import ConsoleHandler
 from gateway.web.description import DescriptionHandler
 from gateway.web.health import HealthHandler
 from gateway.web.history import HistoryHandler
-from gateway.web.middleware import count_requests, guard, preflight, share
+from gateway.web.middleware import count_requests, guard, preflight, send_away, share
 from gateway.web.publish import PublishHandler
 from gateway.web.slices import SliceHandler
 from gateway.web.snapshot import SnapshotHandler
@@ -40,6 +40,7 @@ def build_application(
     """Return the aiohttp application with every path under `base_path`; it counts `requests`."""
     application = web.Application(middlewares=[count_requests(requests, base_path), guard])
     application.on_response_prepare.append(share(base_path))
+    application.on_response_prepare.append(send_away(lambda: handlers.health.draining))
     router = application.router
 
     def add(method: str, path: str, handler: object) -> None:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Awaitable
 from typing import Any
 
+import aiohttp
 import pytest
 from yarl import URL
 
@@ -197,6 +198,20 @@ async def test_a_gateway_that_stops_answers_at_once(client: Client) -> None:
         assert answer.json["next"] == position
         assert answer.headers["Cache-Control"] == "no-store"
         assert "CDN-Cache-Control" not in answer.headers
+
+
+async def test_nobody_comes_back_to_a_worker_that_stops_over_a_kept_connection(
+    client: Client,
+) -> None:
+    position = await client.publish("a", b"1")
+    async with aiohttp.ClientSession() as session:
+        for path in ("/history/a", f"/history/a?after={position}&wait=1", "/snapshots/a"):
+            async with session.get(client.url(path)) as answer:
+                assert "Connection" not in answer.headers
+        client.gateway.drain()
+        for path in ("/history/a", f"/history/a?after={position}&wait=25", "/snapshots/a"):
+            async with session.get(client.url(path)) as answer:
+                assert answer.headers["Connection"] == "close"
 
 
 async def test_no_more_wait_than_streams_may_be_open(start: Start) -> None:

@@ -135,6 +135,10 @@ def check_foldable(event: NewEvent, reducer: Reducer) -> None:
     """Raise InvalidField when the reducer cannot take the event."""
     if reducer is Reducer.KEYED and not event.key:
         raise InvalidField("key", event.key, "is needed: the namespace's state is keyed")
+    if reducer is Reducer.KEYED and event.json and event.data.strip() == b'""':
+        # In an envelope it would look like the empty data of a deletion.
+        rule = 'must not be the JSON string "" in a keyed namespace: empty data deletes the key'
+        raise InvalidField("data", '""', rule)
     if reducer is Reducer.MERGE and not event.json:
         raise InvalidField("data", None, "must be JSON: the namespace's state is merged (RFC 7396)")
 

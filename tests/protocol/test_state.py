@@ -237,3 +237,12 @@ def test_keyed_needs_a_key_and_merge_needs_json() -> None:
     check_foldable(NewEvent("a", b"", key="k"), Reducer.KEYED)
     check_foldable(NewEvent("a", b"x"), Reducer.LAST)
     check_foldable(NewEvent("a", b"x"), Reducer.NONE)
+
+
+@pytest.mark.parametrize("data", [b'""', b' ""\n'])
+def test_an_empty_json_string_looks_like_a_deletion_and_is_no_value_of_a_key(data: bytes) -> None:
+    event = NewEvent("a", data, json=True, key="k")
+    with pytest.raises(InvalidField, match="empty data deletes the key"):
+        check_foldable(event, Reducer.KEYED)
+    check_foldable(event, Reducer.LAST)
+    check_foldable(NewEvent("a", b'["", "a"]', json=True, key="k"), Reducer.KEYED)

@@ -145,3 +145,43 @@ async def test_a_silent_channel_costs_the_gateway_no_more(join: Join) -> None:
     await crowd.publish(1)
     await crowd.until_all(lambda reader: reader.data == [1])
     assert not any(reader.gaps for reader in crowd.readers)
+
+
+async def test_no_request_passes_the_lock_of_nginx_though_it_counts_in_10_bits(
+    redis: Valkey, tmp_path: Path
+) -> None:
+    readers = 1100
+    connector = aiohttp.TCPConnector(limit=0)
+    async with (
+        worker(redis.url) as gateway,
+        nginx(tmp_path, origin_of(gateway.url)) as edge,
+        aiohttp.ClientSession(connector=connector) as session,
+    ):
+        publish = partial(gateway.gateway.publisher.publish, "default")
+        [first] = await publish([NewEvent(CHANNEL, b"0", json=True)])
+        url = f"{edge.url}/history/{CHANNEL}?after={first.position}&limit=100&wait=25"
+
+        async def ask(number: int) -> bytes:
+            headers = {"X-Forwarded-For": f"10.0.{number // 250}.{number % 250 + 1}"}
+            async with session.get(url, headers=headers) as response:
+                assert response.status == 200
+                return await response.read()
+
+        asking = [asyncio.create_task(ask(number)) for number in range(readers)]
+        # NGINX has a connection of each before there is anything to answer.
+        await until(lambda: _connections(edge) >= readers, 40)
+        await until(lambda: gateway.gateway.arrivals.waiting)
+        await publish([NewEvent(CHANNEL, b"1", json=True)])
+        assert len(set(await asyncio.gather(*asking))) == 1
+        assert gateway.gateway.requests["/history"] == 1
+
+
+def _connections(edge: Edge) -> int:
+    """Return how many connections an edge has taken and not answered yet."""
+    port = f":{int(edge.url.rpartition(':')[2]):04X}"
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    # Established, and nothing of the request left that was not read.
+    return sum(
+        line[1].endswith(port) and line[3] == "01" and line[4].endswith(":00000000")
+        for line in lines
+    )

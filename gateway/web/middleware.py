@@ -23,6 +23,8 @@ def share(base_path: str) -> Callable[[web.Request, web.StreamResponse], Awaitab
         part = request.path.removeprefix(base_path).lstrip("/").partition("/")[0]
         if part in _PUBLIC:
             response.headers["Access-Control-Allow-Origin"] = "*"
+            # So that a page of another site can tell whether it speaks HTTP/2.
+            response.headers["Timing-Allow-Origin"] = "*"
             response.headers["Access-Control-Expose-Headers"] = "ETag, Retry-After, Age"
 
     return mark

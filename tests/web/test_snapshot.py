@@ -42,6 +42,7 @@ async def test_the_body_and_the_headers(client: Client) -> None:
         "Vary": "Accept-Encoding",
         "Access-Control-Allow-Origin": "*",
         "Access-Control-Expose-Headers": "ETag, Retry-After, Age",
+        "Timing-Allow-Origin": "*",
     }
 
 

@@ -26,6 +26,7 @@
  * @property {number} [patienceSeconds] How long a stream may take to say its first word.
  * @property {number} [refreshSeconds] From one snapshot to the next, where nothing better works.
  * @property {number} [betterSeconds] After how long a better transport is tried again, at first.
+ * @property {number} [connections] How many connections this page's channels hold, without HTTP/2.
  * @typedef {{event: ChannelEvent, state: ChannelState, gap: ChannelGap, status: ChannelStatus}} Told
  * @typedef {Omit<Channel, "addEventListener"> & {addEventListener<K extends keyof Told>(type: K,
  *   listener: (event: CustomEvent<Told[K]>) => void, options?: AddEventListenerOptions): void}} Followed
@@ -38,6 +39,7 @@ const TICK_MS = 500;
 const WAIT_SECONDS = 25; // Below the idle limits of common proxies.
 const SPREAD_MS = 200; // Readers of a slice do not ask for the next one in the same instant.
 const HELD_MS = 3_000; // A slice in its last 2 s is held back.
+const SHORTEST_PAUSE_MS = 100; // Whatever `retry` says.
 const LONGEST_PAUSE_MS = 30_000;
 const LONGEST_BETTER_MS = 600_000;
 const STEADY_MS = 60_000; // A transport that lasted this long works.
@@ -52,6 +54,7 @@ const DEFAULTS = {
   patienceSeconds: 5,
   refreshSeconds: 5,
   betterSeconds: 10,
+  connections: 4, // Of the six that a browser has for a host: others are to get through.
 };
 
 /* What ends a connection */
@@ -140,6 +143,26 @@ function parseData(text) {
   }
 }
 
+/* Connections */
+
+/** How many the page's channels hold, by origin. @type {Map<string, number>} */
+const held = new Map();
+
+/**
+ * Whether requests to an origin share one connection. Of another origin's answers a browser says so
+ * only if they have `Timing-Allow-Origin`.
+ * @param {string} origin
+ */
+function isMultiplexed(origin) {
+  const entries = /** @type {PerformanceResourceTiming[]} */ (performance.getEntries());
+  return entries.some((e) => /^h[23]/.test(e.nextHopProtocol) && e.name.startsWith(`${origin}/`));
+}
+
+/** @param {string} origin @param {number} change */
+function hold(origin, change) {
+  held.set(origin, (held.get(origin) ?? 0) + change);
+}
+
 /* Streams */
 
 /**
@@ -178,13 +201,17 @@ function blockParser(retry) {
 
 /* Keeping */
 
-/** @returns {Promise<IDBDatabase>} */
-function openDatabase() {
+/** @param {() => void} letGo @returns {Promise<IDBDatabase>} */
+function openDatabase(letGo) {
   return new Promise((resolve, reject) => {
     const opening = indexedDB.open("sse-gateway", 1);
     opening.onupgradeneeded = () => opening.result.createObjectStore("channels");
     opening.onerror = () => reject(opening.error);
-    opening.onsuccess = () => resolve(opening.result);
+    opening.onsuccess = () => {
+      // Whoever deletes what is kept, or has a newer module, need not wait for this page.
+      opening.result.onversionchange = letGo;
+      resolve(opening.result);
+    };
   });
 }
 
@@ -244,11 +271,15 @@ class Channel extends EventTarget {
   #betterAt = 0;
   #betterMs;
   #retryMs = 2_000;
+  #waitSeconds = WAIT_SECONDS;
   #cursor = "";
+  #wokeAt = 0;
+  #crowded = false; // Too many other channels of the page hold a connection.
   #clockMs = 0; // How far the gateway's clock is ahead of this one.
 
   /** @type {BroadcastChannel | undefined} */
   #tabs;
+  #unanswered = 0; // Questions to the tab that leads.
   #catchesUp = false;
   #toldId = "";
   /** @type {ChannelEvent[]} */
@@ -269,17 +300,19 @@ class Channel extends EventTarget {
     this.#status = this.#newStatus({});
     const { signal } = this.#closed;
     options.signal?.addEventListener("abort", () => this.close(), { signal });
-    /** @param {string} type @param {(event: any) => void} listener */
-    const on = (type, listener) => globalThis.addEventListener?.(type, listener, { signal });
+    /** @param {EventTarget | undefined} target @param {string} type @param {() => void} listener */
+    const on = (target, type, listener) => target?.addEventListener?.(type, listener, { signal });
+    const stop = () => this.#stop();
+    const start = () => this.#life.signal.aborted && this.#start();
+    const { document } = globalThis;
     // A page with an open connection, or a lock, would not be kept for when the reader comes back.
-    on("pagehide", () => this.#stop());
-    on("pageshow", () => this.#life.signal.aborted && this.#start());
-    on("online", () => this.#wake(true));
-    globalThis.document?.addEventListener(
-      "visibilitychange",
-      () => document.visibilityState === "visible" && this.#wake(false),
-      { signal },
-    );
+    on(globalThis, "pagehide", stop);
+    on(globalThis, "pageshow", start);
+    // Nor can one that is frozen read, or tell other tabs.
+    on(document, "freeze", stop);
+    on(document, "resume", start);
+    on(globalThis, "online", () => this.#wake(true));
+    on(document, "visibilitychange", () => document.visibilityState === "visible" && this.#wake(false));
     if (options.signal?.aborted) this.close();
     else this.#start();
   }
@@ -309,21 +342,23 @@ class Channel extends EventTarget {
     const { signal } = (this.#life = new AbortController());
     const shares = this.#options.share && navigator.locks && globalThis.BroadcastChannel;
     // A listener that is added at once must miss nothing.
-    queueMicrotask(() => (shares ? this.#join(signal) : this.#run(signal)));
+    const alone = () => this.#run(signal);
+    // Where nothing may be shared, as in a frame without an origin, each has its own.
+    queueMicrotask(() => (shares ? this.#join(signal).catch(alone) : alone()));
   }
 
   #stop() {
     if (this.#options.persist && this.#status.leads) this.#save();
     // Closes when all is written. An open one may keep the page out of bfcache.
-    this.#database?.then((database) => database.close());
-    this.#database = undefined;
+    this.#forgetDatabase();
     this.#life.abort(new Woken());
     this.#tell({ connected: false, leads: false });
   }
 
   /** @param {boolean} anew Whether the connection is no good, however short it was silent. */
   #wake(anew) {
-    const quietMs = Date.now() - this.#heardAt;
+    this.#wokeAt = Date.now();
+    const quietMs = this.#wokeAt - this.#heardAt;
     this.#endPause?.();
     if (anew || quietMs > this.#options.heartbeatSeconds * 1_200) this.#line.abort(new Woken());
   }
@@ -352,7 +387,7 @@ class Channel extends EventTarget {
 
   /** @param {Partial<ChannelStatus>} changes */
   #newStatus(changes) {
-    const transport = this.#options.transports[this.#index];
+    const transport = this.#crowded ? "poll" : this.#options.transports[this.#index];
     return { ...this.#status, ...changes, transport };
   }
 
@@ -367,6 +402,7 @@ class Channel extends EventTarget {
 
   /** Takes an event, once. @param {ChannelEvent} event */
   #deliver(event) {
+    if (this.#closed.signal.aborted) return; // By who was told the event before.
     if (comparePositions(event.id, /** @type {string} */ (this.#position)) <= 0) return;
     this.#position = event.id;
     this.#exists = this.#progress = this.#stateIsNew = true;
@@ -412,7 +448,7 @@ class Channel extends EventTarget {
     this.#epoch = snapshot.epoch;
     this.#reducer = snapshot.reducer ?? this.#reducer;
     this.#sliceSeconds = snapshot.slice_seconds ?? this.#sliceSeconds;
-    this.#exists = snapshot.exists ?? true;
+    this.#exists = snapshot.exists ?? "state" in snapshot;
     this.#state = this.#options.state ? state : undefined;
     this.#ownsState = false;
     this.#stateIsNew = true;
@@ -437,8 +473,9 @@ class Channel extends EventTarget {
 
   /* Keeping */
 
+  /** Who folds no state has none to give to one that does. */
   get #name() {
-    return `sse-gateway ${this.#base}${this.#channel}`;
+    return `sse-gateway ${this.#options.state ? "" : "events "}${this.#base}${this.#channel}`;
   }
 
   /**
@@ -448,10 +485,16 @@ class Channel extends EventTarget {
    */
   async #keep(mode, use) {
     try {
-      return await transact(await (this.#database ??= openDatabase()), mode, use);
+      this.#database ??= openDatabase(() => this.#forgetDatabase());
+      return await transact(await this.#database, mode, use);
     } catch {
-      this.#database = undefined;
+      this.#forgetDatabase();
     }
+  }
+
+  #forgetDatabase() {
+    this.#database?.then((database) => database.close()).catch(() => {});
+    this.#database = undefined;
   }
 
   #saveSoon() {
@@ -462,7 +505,8 @@ class Channel extends EventTarget {
     clearTimeout(this.#saving);
     this.#saving = undefined;
     this.#savedAt = Date.now();
-    if (this.#position === undefined) return;
+    // Another tab may lead by now, and have come further.
+    if (this.#position === undefined || !this.#status.leads) return;
     const snapshot = this.#snapshot();
     this.#keep("readwrite", (store) => store.put(snapshot, this.#name));
   }
@@ -478,29 +522,69 @@ class Channel extends EventTarget {
   async #join(life) {
     const tabs = (this.#tabs = new BroadcastChannel(this.#name));
     tabs.onmessage = ({ data }) => life.aborted || this.#hear(data);
-    this.#post({ kind: "hello" });
-    const lead = () => this.#run(life);
-    // The lock is free when the tab that has it closes, whatever way.
-    await navigator.locks.request(this.#name, { signal: life }, lead).catch(() => {});
-    tabs.close();
+    let steal = false;
+    let reign = new AbortController();
+    // A tab that sleeps without a word keeps its lock, and tells nothing.
+    const timer = setInterval(() => {
+      if (this.#status.leads) return;
+      steal = this.#unanswered++ > 1;
+      if (steal) reign.abort();
+      else this.#post({ kind: "ask" });
+    }, this.#options.patienceSeconds * 1_000);
+    const end = () => {
+      clearInterval(timer);
+      tabs.close();
+      reign.abort(life.reason);
+    };
+    life.addEventListener("abort", end);
+    if (life.aborted) end();
+    while (!life.aborted) {
+      this.#post({ kind: "hello" });
+      reign = new AbortController();
+      const { signal } = reign;
+      let leads = false;
+      const lead = () => {
+        leads = true;
+        return this.#run(signal);
+      };
+      const options = steal ? { steal } : { signal };
+      steal = false;
+      this.#unanswered = 0;
+      // The lock is free when the tab that has it closes, whatever way.
+      await navigator.locks.request(this.#name, options, lead).catch(() => {});
+      if (life.aborted) return;
+      if (!leads && !signal.aborted) return this.#run(life); // No locks.
+      reign.abort(new Woken()); // Stolen, if it did lead.
+      if (leads) this.#tell({ connected: false, leads: false });
+    }
   }
 
   /** @param {any} message */
   #hear({ kind, previous, events, id, snapshot, reason, status }) {
     const at = this.#position;
     if (this.#status.leads) {
-      if (kind !== "hello" || at === undefined) return;
-      this.#post({ kind: "snapshot", snapshot: this.#snapshot() });
-      this.#post({ kind: "status", status: this.#status });
-    } else if (kind === "status") {
-      this.#status = { ...status, leads: false };
-      this.#emit("status", this.#status);
+      if (kind !== "hello" && kind !== "ask") return;
+      if (kind === "hello" && at !== undefined)
+        this.#post({ kind: "snapshot", snapshot: this.#snapshot() });
+      // By a timer: a frozen page hears what it is asked, but reads nothing and has no timers.
+      setTimeout(() => this.#status.leads && this.#post({ kind: "status", status: this.#status }));
+      return;
+    }
+    if (kind !== "hello" && kind !== "ask") this.#unanswered = 0;
+    if (kind === "status") {
+      const heard = { ...status, leads: false };
+      if (JSON.stringify(heard) === JSON.stringify(this.#status)) return;
+      this.#status = heard;
+      this.#emit("status", heard);
     } else if (kind === "snapshot") {
       if (reason || at === undefined) this.#take(snapshot, reason);
       else if (comparePositions(snapshot.id, at) > 0) this.#catchUp(snapshot, this.#life.signal);
     } else if (kind === "events" && at !== undefined) {
       // Something was not heard: this tab slept.
-      if (comparePositions(previous, at) > 0) return this.#post({ kind: "hello" });
+      if (comparePositions(previous, at) > 0) {
+        if (!this.#catchesUp) this.#post({ kind: "hello" });
+        return;
+      }
       for (const event of events) this.#deliver(event);
       if (comparePositions(id, at) > 0) this.#position = id;
       this.#flush();
@@ -515,17 +599,24 @@ class Channel extends EventTarget {
     if (this.#catchesUp) return;
     this.#catchesUp = true;
     const since = Date.now();
+    let failures = 0;
+    // One that leads now has its own way to learn what it missed.
     const isBehind = () =>
-      !life.aborted && comparePositions(snapshot.id, /** @type {string} */ (this.#position)) > 0;
-    try {
-      while (isBehind()) {
+      !life.aborted &&
+      !this.#status.leads &&
+      comparePositions(snapshot.id, /** @type {string} */ (this.#position)) > 0;
+    while (isBehind()) {
+      try {
         const more = await this.#page(life, 0);
         // An empty page may be cached for 2 s; a younger one says that nothing lies between.
         if (!more && this.#askedAt - since > 3_000 && isBehind()) this.#position = snapshot.id;
         else if (!more) await this.#pause(1_000, life);
+      } catch (error) {
+        failures += 1;
+        const isOver = error instanceof Gap || (error instanceof Refused && error.final);
+        if (!isOver && failures < TRIES) await this.#pause(1_000 * failures, life);
+        else if (isBehind()) this.#take(snapshot, "lost");
       }
-    } catch {
-      if (isBehind()) this.#take(snapshot, "lost");
     }
     this.#catchesUp = false;
     if (!life.aborted && !this.#status.leads) this.#post({ kind: "hello" }); // And meanwhile?
@@ -536,7 +627,7 @@ class Channel extends EventTarget {
   /** @param {AbortSignal} life */
   async #run(life) {
     this.#toldId = this.#position ?? "";
-    this.#tell({ leads: true });
+    this.#tell({ connected: false, leads: true });
     await this.#begin(life);
     let failures = 0; // In a row, for the pauses.
     let gaps = 0;
@@ -573,6 +664,9 @@ class Channel extends EventTarget {
         failures = gaps;
       } else if (error instanceof Refused && error.final && this.#position === undefined) {
         return this.#giveUp(error);
+      } else if (this.#wokeAt >= since) {
+        this.#wokeAt = 0; // What was lost in sleep says nothing of now.
+        continue;
       } else {
         failures += 1;
         strikes += this.#progress ? 0 : 1;
@@ -583,8 +677,10 @@ class Channel extends EventTarget {
           if (this.#fallBack() && buffered) continue;
         }
       }
-      const backoffMs = Math.min(this.#retryMs * 2 ** Math.max(0, failures - 1), LONGEST_PAUSE_MS);
-      const leastMs = error instanceof Refused ? error.retryMs : 0;
+      const firstMs = Math.max(this.#retryMs, SHORTEST_PAUSE_MS);
+      const backoffMs = Math.min(firstMs * 2 ** Math.max(0, failures - 1), LONGEST_PAUSE_MS);
+      // A timer of more than 24 days ends at once.
+      const leastMs = error instanceof Refused ? Math.min(error.retryMs, LONGEST_BETTER_MS) : 0;
       await this.#pause(Math.max(leastMs, backoffMs) * (1 + Math.random()), life);
     }
   }
@@ -595,19 +691,38 @@ class Channel extends EventTarget {
     if (this.#position !== undefined) return;
     if (snapshot) this.#take(snapshot);
     else if (persist) {
-      const kept = await this.#keep("readonly", (store) => store.get(this.#name));
+      const keeping = this.#keep("readonly", (store) => store.get(this.#name));
+      // A database that another page holds may never open.
+      const late = this.#pause(this.#options.patienceSeconds * 1_000, life);
+      const kept = await Promise.race([keeping, late]);
+      this.#endPause?.();
       if (kept && !life.aborted) this.#take(kept);
     }
   }
 
   /** @param {AbortSignal} life */
-  #follow(life) {
+  async #follow(life) {
     const transport = this.#options.transports[this.#index];
+    const holds = transport !== "snapshots";
+    this.#crowded = holds && !this.#mayHold;
     this.#tell({});
-    if (transport === "events") return this.#events(life);
-    if (transport === "slices") return this.#slices(life);
-    if (transport === "poll") return this.#poll(life);
-    return this.#snapshots(life);
+    if (this.#crowded) return this.#glance(life);
+    if (!holds) return this.#snapshots(life);
+    const { origin } = new URL(this.#base);
+    hold(origin, 1);
+    try {
+      if (transport === "events") await this.#events(life);
+      else if (transport === "slices") await this.#slices(life);
+      else await this.#poll(life);
+    } finally {
+      hold(origin, -1);
+    }
+  }
+
+  /** Whether one more connection leaves some for the requests that are soon over. */
+  get #mayHold() {
+    const { origin } = new URL(this.#base);
+    return (held.get(origin) ?? 0) < this.#options.connections || isMultiplexed(origin);
   }
 
   /** Goes on with the next transport, round and round; tells whether there is another one. */
@@ -703,7 +818,7 @@ class Channel extends EventTarget {
 
   #isConnected(stale = false) {
     this.#progress = true;
-    this.#tell({ connected: true, stale });
+    if (this.#status.leads) this.#tell({ connected: true, stale });
   }
 
   /** @param {Block} block @param {boolean} enveloped */
@@ -735,6 +850,9 @@ class Channel extends EventTarget {
     // With `min`, no cache answers with what it had before the gap.
     const snapshot = await this.#fetchSnapshot(life, gap?.id);
     if (life.aborted) return;
+    const isOlder = (/** @type {string | undefined} */ id) =>
+      id !== undefined && comparePositions(snapshot.id, id) < 0;
+    if (isOlder(gap?.id) && isOlder(this.#position)) throw new Error("the snapshot is stale");
     this.#take(snapshot, gap?.message);
     this.#gap = undefined;
   }
@@ -894,10 +1012,35 @@ class Channel extends EventTarget {
 
   /** @param {AbortSignal} life @param {number} [until] */
   async #poll(life, until = Infinity) {
-    const waitSeconds = until === Infinity ? WAIT_SECONDS : Math.min(WAIT_SECONDS, this.#sliceSeconds);
+    const mostSeconds = until === Infinity ? WAIT_SECONDS : this.#sliceSeconds;
     await this.#page(life, 0); // Shows at once that it works.
     while (!life.aborted && !this.#isTimeForBetter && Date.now() < until)
+      await this.#await(life, mostSeconds);
+  }
+
+  /**
+   * Waits for the next page, for as long as the gateway lets it.
+   * @param {AbortSignal} life @param {number} mostSeconds
+   */
+  async #await(life, mostSeconds) {
+    const waitSeconds = Math.min(mostSeconds, this.#waitSeconds);
+    try {
       await this.#page(life, waitSeconds);
+    } catch (error) {
+      const problem = error instanceof Refused ? error.problem : undefined;
+      // "must be a whole number from 1 to 20"
+      const limit = problem?.field === "wait" ? Number(/\d+$/.exec(problem.rule)) : 0;
+      if (!(limit > 0 && limit < waitSeconds)) throw error;
+      this.#waitSeconds = limit;
+    }
+  }
+
+  /** Reads history now and then, until a connection may be held. @param {AbortSignal} life */
+  async #glance(life) {
+    while (!life.aborted && !this.#mayHold) {
+      while (await this.#page(life, 0));
+      await this.#pause(this.#options.refreshSeconds * 1_000 * (0.75 + Math.random() / 2), life);
+    }
   }
 
   /**

@@ -12,6 +12,8 @@ from gateway.cli.terminal import EXIT_FAILURE, EXIT_USAGE, command, output, show
 from gateway.doctor.examine import Examination, examine, worst
 from gateway.doctor.finding import Finding, Level
 from gateway.doctor.probe import NotReached
+from gateway.protocol.channel import check_channel
+from gateway.protocol.errors import GatewayError
 
 _MARKS = {
     Level.OK: "[green]ok     [/]",
@@ -32,11 +34,31 @@ def doctor(
     timeout: Annotated[
         float, typer.Option("--timeout", help="Seconds to wait for an answer.", metavar="SECONDS")
     ] = 10.0,
+    publish_url: Annotated[
+        str,
+        typer.Option(
+            "--publish-url",
+            help="Where to publish to a channel of its own, to see when events arrive.",
+            metavar="URL",
+        ),
+    ] = "",
+    stopped: Annotated[
+        bool, typer.Option("--stopped", help="The gateway is stopped: look at what readers get.")
+    ] = False,
     insecure: Annotated[bool, typer.Option("--insecure", help="Believe any certificate.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Look at a public address as a browser does, and end with 1 when something is wrong."""
-    what = Examination(url=url, channel=channel, idle=idle, timeout=timeout, insecure=insecure)
+    if stopped and publish_url:
+        raise typer.BadParameter("--stopped goes without --publish-url")
+    try:
+        check_channel(channel)
+    except GatewayError as error:
+        raise typer.BadParameter(str(error)) from None
+    what = Examination(
+        url=url, channel=channel, idle=idle, timeout=timeout, insecure=insecure,
+        publish_url=publish_url, stopped=stopped,
+    )  # fmt: skip
     try:
         found = asyncio.run(examine(what))
     except NotReached as error:

@@ -3,17 +3,20 @@
 import asyncio
 import ssl
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 import aiohttp
+import orjson
 
 from gateway.protocol.errors import GatewayError
 
+EVENT_STREAM = "text/event-stream"
 _BROWSER = {
     "User-Agent": "Mozilla/5.0 (sse-gateway doctor)",
     "Accept": "*/*",
@@ -43,6 +46,15 @@ class Answer:
         return self.headers.get("Content-Encoding", "identity")
 
     @property
+    def document(self) -> dict[str, Any]:
+        """The JSON object that it is; empty when it is none."""
+        try:
+            found = orjson.loads(self.body)
+        except orjson.JSONDecodeError:
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    @property
     def cache(self) -> str:
         """What the cache says it did, in whatever header it says so; in capitals."""
         names = ("X-Cache", "CF-Cache-Status", "X-Cache-Status")
@@ -54,6 +66,14 @@ class Answer:
         return "HIT" in self.cache or self.age > 0
 
     @property
+    def date(self) -> float | None:
+        """The Unix time of its `Date`, its age added; None without a readable one."""
+        try:
+            return parsedate_to_datetime(self.headers["Date"]).timestamp() + self.age
+        except (KeyError, ValueError):
+            return None
+
+    @property
     def age(self) -> int:
         """Seconds since a cache took it in, as it says; 0 when it says nothing of use."""
         text = self.headers.get("Age", "")
@@ -61,29 +81,56 @@ class Answer:
 
 
 class Open:
-    """A stream that is being read; `closed` when the other side ended it."""
+    """A stream that is being read; `closed` when the other side ended it.
+
+    What `when` returns is a time of the monotonic clock; the others count from the beginning.
+    """
 
     def __init__(self, response: aiohttp.ClientResponse) -> None:
         self.status = response.status
         self.headers = response.headers
         self.body = b""
         self.closed = False
-        self.began = time.monotonic()
+        self.closed_after = 0.0
+        self._began = time.monotonic()
         self._response = response
+        # For each piece: when it came, and how much had come with it.
+        self._pieces: list[tuple[float, int]] = []
 
-    async def read(self, seconds: float, until: bytes = b"") -> bytes:
-        """Return what has come after some seconds, or when the end or `until` is there."""
-        try:
-            async with asyncio.timeout(seconds):
-                while not self.closed and not (until and until in self.body):
-                    chunk = await self._response.content.readany()
-                    self.closed = not chunk
-                    self.body += chunk
-        except TimeoutError:
-            pass
-        except aiohttp.ClientError:
-            self.closed = True
+    @property
+    def coded(self) -> bool:
+        """Whether it is compressed."""
+        return "Content-Encoding" in self.headers
+
+    async def read(self, seconds: float, until: Callable[[bytes], bool] | None = None) -> bytes:
+        """Return all that has come after some seconds, or at the end, or when `until` holds."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, seconds)):
+                while not self.closed and not (until and until(self.body)):
+                    await self._read_piece()
         return self.body
+
+    async def _read_piece(self) -> None:
+        try:
+            piece = await self._response.content.readany()
+        except (aiohttp.ClientError, OSError):
+            piece = b""
+        if piece:
+            self.body += piece
+            self._pieces.append((time.monotonic(), len(self.body)))
+        else:
+            self.closed, self.closed_after = True, time.monotonic() - self._began
+
+    def when(self, mark: bytes) -> float | None:
+        """Return when `mark` had come; None while it has not."""
+        at = self.body.find(mark)
+        if at < 0:
+            return None
+        return next(moment for moment, size in self._pieces if size >= at + len(mark))
+
+    def arrivals(self) -> list[float]:
+        """Return how many seconds had passed since the beginning at each piece."""
+        return [moment - self._began for moment, _ in self._pieces]
 
 
 class Probe:
@@ -115,12 +162,15 @@ class Probe:
         if self._session is not None:
             await self._session.close()
 
-    async def get(self, path: str, **headers: str) -> Answer:
-        """Return the answer to a GET; `accept_encoding="br"` is a header. Raises NotReached."""
+    async def get(self, path: str, *, wait: float = 0.0, **headers: str) -> Answer:
+        """Return the answer to a GET; `accept_encoding="br"` is a header. Raises NotReached.
+
+        It may take `wait` seconds more than others.
+        """
         assert self._session is not None
         try:
             async with (
-                asyncio.timeout(self._timeout_seconds),
+                asyncio.timeout(self._timeout_seconds + wait),
                 self._session.get(self.url + path, headers=_named(headers)) as response,
             ):
                 at = time.time()
@@ -133,7 +183,7 @@ class Probe:
     async def stream(self, path: str, seconds: float, **headers: str) -> AsyncIterator[Open | None]:
         """Open a stream as an EventSource does; None when its head does not come in time."""
         assert self._session is not None
-        asked = {"Accept": "text/event-stream", "Cache-Control": "no-cache", **_named(headers)}
+        asked = {"Accept": EVENT_STREAM, "Cache-Control": "no-cache", **_named(headers)}
         try:
             async with asyncio.timeout(seconds):
                 response = await self._session.get(self.url + path, headers=asked)

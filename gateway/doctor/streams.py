@@ -1,44 +1,42 @@
-"""Checks of live streams and slices through whatever stands before the gateway."""
-
-import time
-
-import orjson
+"""Checks of live streams through whatever stands before the gateway."""
 
 from gateway.doctor.finding import Finding, fault, ok, warning
-from gateway.doctor.probe import Open, Probe
+from gateway.doctor.probe import EVENT_STREAM, Open, Probe
 from gateway.protocol.stream_reader import EventStreamParser
 
 _CODINGS = "gzip, deflate, br, zstd"
-_NO_BUFFER = (
-    "NGINX: proxy_buffering off; gzip off;  (in the location of /events and /slices/)",
-    "Varnish: return (pass) for /events; do not set beresp.do_stream = false",
+NO_BUFFER = (
+    "NGINX: proxy_buffering off; gzip off;  (in the locations of /events and /slices/)",
+    "Varnish: return (pass) for /events; no set beresp.do_stream = false;",
+)
+_TIMEOUTS = (
+    "the gateway: streams.heartbeat_seconds below every time limit on the way",
+    "NGINX: proxy_read_timeout 60s;  (in the locations of /events and /slices/)",
+    "Varnish: .between_bytes_timeout = 60s;  (in the backend)",
+    "CDN: the time limit between bytes; CloudFront's is 30 s unless set, Fastly's is to be set "
+    "(docs/cdn.md)",
 )
 
 
 async def check_stream(probe: Probe, channel: str, patience: float, idle: float) -> list[Finding]:
-    """Follow a channel: does its first block come at once, and does a quiet stream stay open."""
+    """Follow a channel that says nothing: does its first block come at once, does it stay open."""
     async with probe.stream(f"/events/{channel}", patience, accept_encoding=_CODINGS) as stream:
         if stream is None:
-            return [fault("buffering", f"no head of a stream within {patience:g} s", *_NO_BUFFER)]
+            return [fault("buffering", f"no head of a stream within {patience:g} s", *NO_BUFFER)]
         if stream.status != 200:
-            return [_status(stream)]
-        found = _heads(stream)
+            return [refused(stream)]
         # Compressed, it comes in parts too, but need not be read for this.
-        first = await stream.read(patience, b"\n\n" if not _coded(stream) else b"")
-        if not first:
-            return [
-                *found,
-                fault("buffering", f"a stream's first block is held back for {patience:g} s or "
-                      "more: events come late, and in lumps", *_NO_BUFFER),
-            ]  # fmt: skip
-        found.append(ok("buffering", "a stream's first block comes at once"))
-        if not _coded(stream):
-            found.append(_first_block(first))
-        found.append(await _idle(stream, idle))
-        return found
+        await stream.read(patience, bool if stream.coded else lambda body: b"\n\n" in body)
+        prompt = bool(stream.body)
+        await stream.read(idle)
+        found = [*_heads(stream), _buffering(stream, patience, prompt=prompt)]
+        if prompt and not stream.coded:
+            found.append(_first_block(stream.body))
+        return [*found, check_idle(stream, "a quiet stream", idle)]
 
 
-def _status(stream: Open) -> Finding:
+def refused(stream: Open) -> Finding:
+    """Say what it means that a stream is not answered with 200."""
     if stream.status in (502, 503, 504):
         return fault(
             "dead-origin",
@@ -49,48 +47,75 @@ def _status(stream: Open) -> Finding:
             "Varnish: sub vcl_backend_error of nginx/varnish.vcl",
         )
     return fault("stream", f"a stream answers {stream.status} in place of 200",
-                 "pass /events/… on to the gateway as it is")  # fmt: skip
-
-
-def _coded(stream: Open) -> bool:
-    return "Content-Encoding" in stream.headers
+                 "NGINX: location /events { proxy_pass http://gateway; }",
+                 "Varnish: return (pass) for /events, not synth()")  # fmt: skip
 
 
 def _heads(stream: Open) -> list[Finding]:
-    found = []
-    headers = stream.headers
-    if not headers.get("Content-Type", "").startswith("text/event-stream"):
-        found.append(fault("content-type", f"a stream is {headers.get('Content-Type')!r}",
-                           "NGINX: no default_type in the location of /events"))  # fmt: skip
-    if "no-transform" in headers.get("Cache-Control", ""):
+    found = check_type(stream)
+    if "no-transform" in stream.headers.get("Cache-Control", ""):
         found.append(ok("no-transform", "proxies on the way are told to change nothing"))
     else:
         found.append(fault(
             "no-transform",
             "a stream's Cache-Control lacks no-transform: proxies may compress it and hold it back",
             "NGINX: no proxy_hide_header Cache-Control; no add_header Cache-Control; for /events",
+            "Varnish: no set resp.http.Cache-Control for /events",
         ))  # fmt: skip
-    if not _coded(stream):
-        found.append(ok("stream-compression", "the stream is not compressed"))
-    elif "accept-encoding" in headers.get("Vary", "").lower():
-        found.append(ok("stream-compression", f"the gateway sends {headers['Content-Encoding']}"))
-    else:
-        found.append(fault(
-            "stream-compression",
-            f"something on the way compresses streams ({headers['Content-Encoding']}), which holds "
-            "events back",
-            "NGINX: gzip off;  or no text/event-stream in gzip_types",
-            "Varnish: no beresp.do_gzip for text/event-stream",
-        ))  # fmt: skip
-    found.append(_cors(headers.get("Access-Control-Allow-Origin")))
-    return found
+    return [*found, _compression(stream), _cors(stream)]
 
 
-def _cors(allowed: str | None) -> Finding:
-    if allowed == "*":
+def check_type(stream: Open) -> list[Finding]:
+    """Find fault with a stream that does not say that it is one."""
+    kind = stream.headers.get("Content-Type", "")
+    if kind.startswith(EVENT_STREAM):
+        return []
+    return [fault("content-type", f"a stream says that it is {kind!r}: an EventSource gives up",
+                  "NGINX: no proxy_hide_header Content-Type; for /events",
+                  "Varnish: no set resp.http.Content-Type for /events")]  # fmt: skip
+
+
+def _compression(stream: Open) -> Finding:
+    if not stream.coded:
+        return ok("stream-compression", "the stream is not compressed")
+    coding = stream.headers["Content-Encoding"]
+    if "accept-encoding" in stream.headers.get("Vary", "").lower():
+        return ok("stream-compression", f"the gateway sends {coding}")
+    return fault(
+        "stream-compression",
+        f"something on the way compresses streams ({coding}), which holds events back",
+        "NGINX: gzip off;  or no text/event-stream in gzip_types",
+        "Varnish: no beresp.do_gzip for text/event-stream",
+    )
+
+
+def _cors(stream: Open) -> Finding:
+    if stream.headers.get("Access-Control-Allow-Origin") == "*":
         return ok("cors", "pages of any site may read")
     return fault("cors", "Access-Control-Allow-Origin is not *: pages of other sites cannot read",
-                 "NGINX: no proxy_hide_header Access-Control-Allow-Origin;")  # fmt: skip
+                 "NGINX: no proxy_hide_header Access-Control-Allow-Origin;",
+                 "Varnish: no unset resp.http.Access-Control-Allow-Origin;")  # fmt: skip
+
+
+def _buffering(stream: Open, patience: float, *, prompt: bool) -> Finding:
+    if prompt:
+        return ok("buffering", "a stream's first block comes at once")
+    if stream.body and not stream.closed:
+        return warning(
+            "buffering",
+            f"a quiet stream's first block comes only after {stream.arrivals()[0]:.0f} s, together "
+            "with the next thing said: so do the events that a reader who comes back lacks",
+            NO_BUFFER[0],
+            'Varnish (7.1 does this): lead /events past it, or streams.transport = "response" in '
+            "the gateway",
+            "--publish-url tells whether single events are held back, too",
+        )
+    return fault(
+        "buffering",
+        f"a stream's first block is held back for {patience:g} s or more: events come late, and "
+        "in lumps",
+        *NO_BUFFER,
+    )
 
 
 def _first_block(body: bytes) -> Finding:
@@ -99,66 +124,24 @@ def _first_block(body: bytes) -> Finding:
     if first is None or first.retry_ms is None or not first.id:
         return fault("first-block", "the first block lacks retry: or id:, so a reader that is cut "
                      "off at once does not know where to go on",
+                     "NGINX: no sub_filter for text/event-stream",
                      "pass /events/… on to this gateway, unchanged")  # fmt: skip
     return ok("first-block", f"retry: {first.retry_ms} and id: {first.id}")
 
 
-async def _idle(stream: Open, seconds: float) -> Finding:
-    await stream.read(seconds)
-    if not stream.closed:
-        return ok("idle", f"a quiet stream is open after {seconds:g} s")
-    lasted = time.monotonic() - stream.began
-    return fault(
-        "idle",
-        f"a quiet stream was cut after {lasted:.0f} s",
-        "NGINX: proxy_read_timeout 60s;  (above streams.heartbeat_seconds)",
-        "Varnish: .between_bytes_timeout = 60s;",
-        "or a shorter streams.heartbeat_seconds in the gateway",
-    )
-
-
-async def check_slices(probe: Probe, channel: str, patience: float) -> list[Finding]:
-    """Follow the current slice: may a cache share it, and does it come as it is made."""
-    for path in (f"/slices/current/{channel}", await _numbered(probe, channel)):
-        # It may be held for the last two seconds of the one before.
-        async with probe.stream(path, patience + 3, accept_encoding="identity") as stream:
-            if stream is None:
-                return [fault("slices", "no head of a slice in time", *_NO_BUFFER)]
-            if stream.status in (502, 503, 504):
-                return [_status(stream)]
-            if stream.status != 200:
-                return [warning("slices", f"slices answer {stream.status}", "pass /slices/ on")]
-            first = await stream.read(patience, b"\n\n")
-            if not first:
-                return [fault("slices", "a running slice is held back", *_NO_BUFFER)]
-            if b"event: gap" not in first:
-                return [_shared(stream.headers.get("Cache-Control", ""))]
-    return [ok("slices", "the current slice cannot be vouched for; ask again after it")]
-
-
-async def _numbered(probe: Probe, channel: str) -> str:
-    """Return the path of the slice of now that names its epoch: it is there from the first on."""
-    snapshot = await probe.get(f"/snapshots/{channel}", accept_encoding="identity")
-    try:
-        document = orjson.loads(snapshot.body)
-        number = int(snapshot.at) // int(document["slice_seconds"])
-        return f"/slices/{document['epoch']}/{number}/{channel}"
-    except (ValueError, KeyError, TypeError):
-        return f"/slices/current/{channel}"
-
-
-def _shared(control: str) -> Finding:
-    if control.startswith("no-store"):
+def check_idle(stream: Open, what: str, seconds: float) -> Finding:
+    """Judge a stream that was watched for some seconds, or until something cut it."""
+    if b"event: unavailable" in stream.body:
+        return warning("idle", f"{what} was ended by the gateway itself: it cannot serve it now",
+                       "try again when the gateway is ready (/readyz)")  # fmt: skip
+    beats = stream.arrivals()[1:]
+    if stream.closed:
+        when = "between two heartbeats" if beats else "before a heartbeat came"
         return fault(
-            "http-1.0",
-            "the gateway is asked over HTTP/1.0, where a stream that was cut off looks like one "
-            "that ended: slices cannot be cached, and connections not be used again",
-            'NGINX: proxy_http_version 1.1; proxy_set_header Connection "";',
+            "idle",
+            f"{what} was cut after {stream.closed_after:.1f} s, {when}: the heartbeat "
+            "(streams.heartbeat_seconds) must be shorter than the time limit that cut it",
+            *_TIMEOUTS,
         )
-    if "stale-while-revalidate=0" not in control:
-        return fault(
-            "slices",
-            f"Cache-Control of a slice became {control!r}: caches may play it again afterwards",
-            "pass Cache-Control on unchanged",
-        )
-    return ok("slices", "the current slice comes as it is made, and may be shared")
+    beat = f"a heartbeat after {beats[0]:.0f} s" if beats else "no heartbeat yet (--idle)"
+    return ok("idle", f"{what} is open after {seconds:g} s, with {beat}")

@@ -19,7 +19,7 @@ from benchmarks.edge_bytes import bytes_on_the_wire
 from benchmarks.edge_rig import Plan
 from benchmarks.edge_snapshots import freshness, requests, snapshots
 from benchmarks.edge_streams import load, longpoll, slices
-from benchmarks.edge_tables import Found, render
+from benchmarks.edge_tables import Found, medians, render
 from benchmarks.machine import describe_machine
 from gateway.open_files import raise_limit
 
@@ -48,7 +48,8 @@ def main(arguments: Sequence[str]) -> int:
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {plan.load_core})
     try:
-        found = measure(plan, options.part or list(PARTS), options.json, arguments)
+        parts = options.part or list(PARTS)
+        found = measure(plan, parts, options.repeat, options.json, arguments)
     finally:
         os.sched_setaffinity(0, cores)
     return 1 if any(part.problems for part in found.values()) else 0
@@ -59,6 +60,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks edge", description=__doc__)
     parser.add_argument("--part", choices=list(PARTS), action="append", help="repeatable")
     parser.add_argument("--quick", action="store_true", help="short and small: does it run")
+    parser.add_argument("--repeat", type=int, default=1, metavar="N", help="medians of N runs")
     parser.add_argument("--core", type=int, default=0, help="the gateway's and the edges'")
     parser.add_argument("--load-core", type=int, default=1, help="the readers' and Redis's")
     parser.add_argument("--json", type=Path, metavar="FILE", help="the tables, and the machine")
@@ -66,14 +68,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def measure(
-    plan: Plan, parts: Sequence[str], file: Path | None, arguments: Sequence[str]
+    plan: Plan, parts: Sequence[str], repeat: int, file: Path | None, arguments: Sequence[str]
 ) -> dict[str, Found]:
     """Measure some parts in their order; each is printed, and written, as it is there."""
     found: dict[str, Found] = {}
     for name in parts:
         try:
-            found[name] = asyncio.run(_run(plan, name))
-        except (OSError, RuntimeError, TimeoutError) as error:
+            found[name] = medians([asyncio.run(_run(plan, name)) for _ in range(repeat)])
+        except (OSError, RuntimeError, TimeoutError, ValueError) as error:
             # The other parts are still worth having.
             found[name] = Found(name, ("",), problems=[f"{type(error).__name__}: {error}"])
         print(f"{render(found[name])}\n", flush=True)

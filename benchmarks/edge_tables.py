@@ -1,7 +1,8 @@
 """What a part of the edge's benchmark found, as a Markdown table; it measures nothing."""
 
+import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 Cell = str | int | float
 
@@ -15,6 +16,29 @@ class Found:
     rows: list[Sequence[Cell]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+
+
+def medians(runs: Sequence[Found]) -> Found:
+    """Return one table of the runs' medians, cell by cell, and what was not complete in any.
+
+    All have the same rows; what is no figure is the same in all.
+    """
+    first = runs[0]
+    if len(runs) == 1:
+        return first
+    rows: list[Sequence[Cell]] = [[_median(cells) for cells in zip(*same, strict=True)]
+            for same in zip(*(run.rows for run in runs), strict=True)]  # fmt: skip
+    problems = [
+        f"run {number}: {problem}" for number, run in enumerate(runs, 1) for problem in run.problems
+    ]
+    return replace(
+        first, rows=rows, notes=[*first.notes, f"Medians of {len(runs)} runs."], problems=problems
+    )
+
+
+def _median(cells: Sequence[Cell]) -> Cell:
+    figures = [cell for cell in cells if not isinstance(cell, str)]
+    return statistics.median(figures) if len(figures) == len(cells) else cells[0]
 
 
 def render(found: Found) -> str:

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
 from benchmarks.edge_readers import Crowd, PollReader, StreamReader, wait_for
-from benchmarks.edge_tables import Found, percentile, render
+from benchmarks.edge_tables import Found, medians, percentile, render
 
 HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -107,6 +107,18 @@ def test_a_table_is_markdown_and_names_what_was_not_complete() -> None:
         "### reads\n\n|  | reads/s |\n| --- | ---: |\n| origin | 1,234 |\n| hit | 0.99 |"
         "\n\nWhy.\n\nNOT COMPLETE: 1 gap"
     )
+
+
+def test_several_runs_are_one_table_of_medians() -> None:
+    runs = [
+        Found("reads", ("", "a", "b"), [("hit", 1, value)], problems=problems)
+        for value, problems in ((3.0, []), (9.0, ["1 gap"]), (5.0, []))
+    ]
+    one = medians(runs)
+    assert one.rows == [["hit", 1, 5.0]]
+    assert one.notes == ["Medians of 3 runs."]
+    assert one.problems == ["run 2: 1 gap"]
+    assert medians(runs[:1]) is runs[0]
 
 
 def test_a_percentile_is_one_of_the_values() -> None:

@@ -30,6 +30,8 @@ class NoTemplate(GatewayError):
 class Edge:
     """What the settings do not know: addresses as in `listen`, and files.
 
+    Of `http` and `https` a port alone is that of all addresses, IPv4 and IPv6; `0.0.0.0:80` is
+    that of IPv4.
     `origin` is the gateway's `host:port`, empty for that of the settings.
     """
 
@@ -84,8 +86,8 @@ def _changes(settings: Settings, edge: Edge) -> list[tuple[str, str]]:
     body = math.ceil(settings.publish.batch_limit_bytes / 2**20)
     return [
         ("server 127.0.0.1:8080;", f"server {origin};"),
-        ("listen 80;", f"listen {edge.http};"),
-        ("listen 443 ssl http2;", f"listen {edge.https} ssl http2;"),
+        *_listening("80", edge.http, ""),
+        *_listening("443", edge.https, " ssl http2"),
         ("listen 127.0.0.1:8081;", f"listen {edge.internal};"),
         ("/etc/nginx/tls/fullchain.pem", edge.certificate),
         ("/etc/nginx/tls/privkey.pem", edge.key),
@@ -101,7 +103,20 @@ def _changes(settings: Settings, edge: Edge) -> list[tuple[str, str]]:
         ("location /events {", f"location {base}/events {{"),
         ("location /slices/ {", f"location {base}/slices/ {{"),
         ("location /slices/current/ {", f"location {base}/slices/current/ {{"),
+        ("location /snapshots/ {", f"location {base}/snapshots/ {{"),
+        ("location /history/ {", f"location {base}/history/ {{"),
+        ("location = /client.js {", f"location = {base}/client.js {{"),
+        ("location = /openapi.json {", f"location = {base}/openapi.json {{"),
         ("location ~ ^/(", f"location ~ ^{re.escape(base)}/("),
+    ]
+
+
+def _listening(port: str, place: str, kind: str) -> list[tuple[str, str]]:
+    """A port alone stands for all addresses, those of IPv6 included; anything else for itself."""
+    other = f"        listen [::]:{place}{kind};\n" if place.isdecimal() else ""
+    return [
+        (f"listen {port}{kind};", f"listen {place}{kind};"),
+        (f"        listen [::]:{port}{kind};\n", other),
     ]
 
 
@@ -115,8 +130,10 @@ def nginx_config(
     origin: Annotated[
         str, _option("--origin", "The gateway's host and port, where NGINX sees another.")
     ] = "",
-    http: Annotated[str, _option("--http", "Where to listen for HTTP.")] = "80",
-    https: Annotated[str, _option("--https", "Where to listen for HTTPS.")] = "443",
+    http: Annotated[
+        str, _option("--http", "Where to listen for HTTP; a port alone: over IPv4 and IPv6.")
+    ] = "80",
+    https: Annotated[str, _option("--https", "The same for HTTPS.")] = "443",
     internal: Annotated[
         str, _option("--internal", "Where to listen for publishers and operators.")
     ] = "127.0.0.1:8081",

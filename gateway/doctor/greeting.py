@@ -8,7 +8,7 @@ from gateway.doctor.probe import Answer, Probe
 from gateway.protocol.errors import GatewayError
 
 _PASS = (
-    "NGINX: location ~ ^/(snapshots|history)/ { proxy_pass http://gateway; }  (nginx/nginx.conf)",
+    "NGINX: location /snapshots/ { proxy_pass http://gateway; }  (nginx/nginx.conf)",
     "Varnish: the gateway as backend of /events, /slices/, /snapshots/, /history/",
     "or give the address with the gateway's base_path",
 )

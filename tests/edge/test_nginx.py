@@ -1,6 +1,11 @@
 """The shipped NGINX configuration: what it caches, shares, refuses, and says without an origin."""
 
 import asyncio
+import os
+import re
+import shutil
+import signal
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,9 +13,13 @@ from typing import Any, NamedTuple
 import aiohttp
 import orjson
 import pytest
+from yarl import URL
 
+from gateway.cli.nginx_config import Edge as Places
+from gateway.cli.nginx_config import render
+from gateway.settings import Settings
 from tests.edge.running import nginx, origin_of
-from tests.running import Valkey, follow, free_port, until, worker
+from tests.running import Valkey, free_port, until, worker
 
 ALL = "br, zstd, gzip"
 
@@ -29,13 +38,23 @@ class Answer(NamedTuple):
 
 async def ask(
     session: aiohttp.ClientSession,
-    url: str,
+    url: str | URL,
     headers: Mapping[str, str] | None = None,
     method: str = "GET",
     data: bytes | None = None,
 ) -> Answer:
     async with session.request(method, url, headers=headers, data=data) as response:
         return Answer(response.status, response.headers, await response.read())
+
+
+def has_ipv6() -> bool:
+    """Tell whether loopback has an address of IPv6."""
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
 
 
 def settings(**namespace: Any) -> dict[str, Any]:
@@ -199,26 +218,6 @@ async def test_a_stream_without_an_origin_tells_its_reader_to_come_back(
         assert numbered.status == 502
 
 
-async def test_too_many_streams_of_one_address_are_told_to_come_back(
-    redis: Valkey, session: aiohttp.ClientSession, tmp_path: Path
-) -> None:
-    def strict(text: str) -> str:
-        assert "limit_conn streams 100;" in text
-        return text.replace("limit_conn streams 100;", "limit_conn streams 2;")
-
-    async with (
-        worker(redis.url) as origin,
-        nginx(tmp_path, origin_of(origin.url), edit=strict) as edge,
-        follow(session, f"{edge.url}/events/a"),
-        follow(session, f"{edge.url}/events/b"),
-    ):
-        answer = await ask(session, f"{edge.url}/events/c", {"Accept": "text/event-stream"})
-        assert answer.status == 200
-        assert answer.body.startswith(b"retry: ")
-        assert (await ask(session, f"{edge.url}/events/c")).status == 503
-        assert origin.gateway.requests["/events"] == 2
-
-
 async def test_an_address_is_believed_only_from_trusted_proxies(
     redis: Valkey, session: aiohttp.ClientSession, tmp_path: Path
 ) -> None:
@@ -239,3 +238,51 @@ async def test_browsers_are_offered_http_2(tmp_path: Path) -> None:
             stdout=asyncio.subprocess.PIPE,
         )  # fmt: skip
         assert (await process.communicate())[0] == b"2"
+
+
+async def test_a_port_alone_is_open_over_ipv4_and_ipv6(
+    session: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    if not has_ipv6():
+        pytest.skip("this machine has no IPv6")
+    http, https = free_port(), free_port()
+    printed = render(Settings(), Places(http=str(http), https=str(https)))
+    lines = re.findall(rf"^ *listen [^;]*\b(?:{http}|{https})\b.*;\n", printed, re.MULTILINE)
+    assert len(lines) == 4
+
+    def both(text: str) -> str:
+        # Beside the addresses of the test's own, for which it waits.
+        return text.replace("        listen ", f"{''.join(lines)}        listen ", 1)
+
+    async with nginx(tmp_path, f"127.0.0.1:{free_port()}", edit=both):
+        for url in (f"http://{{}}:{http}/", f"https://{{}}:{https}/"):
+            for host in ("127.0.0.1", "[::1]"):
+                assert (await ask(session, url.format(host))).status == 404
+
+
+async def test_what_a_cache_keeps_of_a_deleted_channel_goes_with_its_files(
+    redis: Valkey, session: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    async with worker(redis.url) as origin, nginx(tmp_path, origin_of(origin.url)) as edge:
+        for data in (b"1", b"2"):
+            await ask(session, f"{origin.url}/publish/a", method="POST", data=data)
+        first = await ask(session, f"{origin.url}/history/a?limit=1")
+        page = f"{edge.url}/history/a?after={orjson.loads(first.body)['next']}&limit=1"
+        assert (await ask(session, page)).cache == "MISS"
+        await ask(session, f"{origin.url}/channels/a", method="DELETE")
+        # A full page is kept for as long as the ring could have vouched for it.
+        kept = await ask(session, page)
+        assert (kept.status, kept.cache) == (200, "HIT")
+        for entry in (edge.directory / "cache").iterdir():
+            shutil.rmtree(entry)
+        # Files that are open stay readable: the new processes have none.
+        os.kill(int((edge.directory / "nginx.pid").read_text()), signal.SIGHUP)
+        async with asyncio.timeout(20):
+            while (answer := await ask(session, page)).cache == "HIT":
+                assert answer.status == 200
+                await asyncio.sleep(0.05)
+        assert (answer.status, answer.cache) == (404, "MISS")
+        # And what comes afterwards is kept again.
+        await ask(session, f"{origin.url}/publish/b", method="POST", data=b"1")
+        later = f"{edge.url}/history/b?after={orjson.loads(first.body)['next']}&limit=1"
+        assert [(await ask(session, later)).cache for _ in range(2)] == ["MISS", "HIT"]

@@ -22,9 +22,11 @@ async def load(plan: Plan) -> Found:
             "streams (SSE: one a reader) are not in it. One run each."
         ],
     )
-    async with rig(plan, SETTINGS, edit=without_limit) as edge:
-        for way in ("SSE through NGINX", "long-poll through NGINX", "slices through Varnish"):
-            for readers in plan.pick((300, 1000, 3000), (30, 100)):
+    for way in ("SSE through NGINX", "long-poll through NGINX", "slices through Varnish"):
+        for readers in plan.pick((300, 1000, 3000), (30, 100)):
+            # Each has servers of its own: when long-polls that waited for NGINX's lock are gone, it
+            # connects to the gateway for each of them yet, up to `proxy_cache_lock_timeout` later.
+            async with rig(plan, SETTINGS, edit=without_limit) as edge:
                 await _load_of(plan, found, edge, way, readers)
     return found
 
@@ -56,6 +58,7 @@ async def _crowd(edge: Rig, kind: str, channel: str, readers: int, wait: int = 2
     if kind == "SSE":
         return Crowd(StreamReader, edge.nginx, f"/events/{channel}", readers)
     if kind == "slices":
+        await edge.until_sliced(channel)
         return Crowd(StreamReader, edge.varnish, f"/slices/current/{channel}", readers)
     after = await edge.publish_numbered(channel)
     return Crowd(
@@ -92,6 +95,7 @@ async def _slices_of(
 ) -> None:
     channel = name.replace(" ", "-").lower()
     crowd = Crowd(StreamReader, address, f"{route}/{channel}", readers)
+    await edge.until_sliced(channel)
     # The store's clock and this one are the same machine's. Opening takes less than a slice.
     await wait_for(lambda: time.time() % SLICE_SECONDS < 0.2)
     before, begun = await edge.requests(route), time.monotonic()

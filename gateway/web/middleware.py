@@ -13,35 +13,33 @@ from gateway.web.problem import problem, problem_of
 
 _log = logging.getLogger(__name__)
 _PUBLIC = ("events", "snapshots", "history", "slices", "openapi.json", "client.js")
+_FOR_ANY_SITE = {
+    "Access-Control-Allow-Origin": "*",
+    "Access-Control-Expose-Headers": "ETag, Retry-After, Age",
+    # So that a page of another site can tell whether it speaks HTTP/2.
+    "Timing-Allow-Origin": "*",
+}
 _SAFE = ("GET", "HEAD", "OPTIONS")
 
 
-def share(base_path: str) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
-    """Return what lets pages of any site read public answers; it is called before each head."""
+def complete_heads(
+    base_path: str, draining: Callable[[], bool]
+) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
+    """Return what completes each head before it is sent.
 
-    async def mark(request: web.Request, response: web.StreamResponse) -> None:
-        part = request.path.removeprefix(base_path).lstrip("/").partition("/")[0]
-        if part in _PUBLIC:
-            response.headers["Access-Control-Allow-Origin"] = "*"
-            # So that a page of another site can tell whether it speaks HTTP/2.
-            response.headers["Timing-Allow-Origin"] = "*"
-            response.headers["Access-Control-Expose-Headers"] = "ETag, Retry-After, Age"
-
-    return mark
-
-
-def send_away(draining: Callable[[], bool]) -> Callable[..., Awaitable[None]]:
-    """Return what ends each connection with its answer while the worker drains.
-
-    Over a connection that is kept, clients and proxies would come back to the worker that stops.
+    Pages of any site may read public answers. While the worker drains, a connection ends with its
+    answer: over one that is kept, clients and proxies would come back to the worker that stops.
     """
 
-    async def mark(request: web.Request, response: web.StreamResponse) -> None:
+    async def complete(request: web.Request, response: web.StreamResponse) -> None:
+        part = request.path.removeprefix(base_path).lstrip("/").partition("/")[0]
+        if part in _PUBLIC:
+            response.headers.update(_FOR_ANY_SITE)
         if draining():
             response.headers["Connection"] = "close"
             response.force_close()
 
-    return mark
+    return complete
 
 
 def count_requests(requests: Counter[str], base_path: str) -> Middleware:

@@ -11,7 +11,7 @@ from gateway.web.console import ConsoleHandler
 from gateway.web.description import DescriptionHandler
 from gateway.web.health import HealthHandler
 from gateway.web.history import HistoryHandler
-from gateway.web.middleware import count_requests, guard, preflight, send_away, share
+from gateway.web.middleware import complete_heads, count_requests, guard, preflight
 from gateway.web.publish import PublishHandler
 from gateway.web.slices import SliceHandler
 from gateway.web.snapshot import SnapshotHandler
@@ -39,8 +39,9 @@ def build_application(
 ) -> web.Application:
     """Return the aiohttp application with every path under `base_path`; it counts `requests`."""
     application = web.Application(middlewares=[count_requests(requests, base_path), guard])
-    application.on_response_prepare.append(share(base_path))
-    application.on_response_prepare.append(send_away(lambda: handlers.health.draining))
+    application.on_response_prepare.append(
+        complete_heads(base_path, lambda: handlers.health.draining)
+    )
     router = application.router
 
     def add(method: str, path: str, handler: object) -> None:

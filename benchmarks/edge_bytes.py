@@ -105,7 +105,7 @@ async def bytes_on_the_wire(plan: Plan) -> Found:
         events = [score(number, chance) for number in range(count)]
         ways = (
             ("live stream through NGINX", edge.nginx, "/events/scores"),
-            ("slice through Varnish", edge.varnish, "/slices/current/scores"),
+            ("slice through Varnish", edge.varnish, await edge.running_slice("scores")),
         )
         readers = {
             name: [WireReader(address, path, coding) for coding in CODINGS]

@@ -85,6 +85,13 @@ class Rig:
                     return
             await asyncio.sleep(0.1)
 
+    async def running_slice(self, channel: str) -> str:
+        """Return the path of the slice of now, by its number: the epoch may have begun in it."""
+        async with self.session.get(f"{self.origin}/snapshots/{channel}") as answer:
+            document = await answer.json(content_type=None)
+        number = int(time.time()) // int(document["slice_seconds"])
+        return f"/slices/{document['epoch']}/{number}/{channel}"
+
     async def requests(self, route: str) -> int:
         """Return how many requests the gateway has had on a route."""
         async with self.session.get(self.origin + "/metrics") as answer:

@@ -148,9 +148,10 @@ async def longpoll(plan: Plan) -> Found:
             "it adds is the difference to Varnish. " + LOAD_NOTE
         ],
     )  # fmt: skip
-    async with rig(plan, SETTINGS, edit=without_limit) as edge:
-        ways = (("NGINX", edge.nginx), ("Varnish", edge.varnish), ("gateway itself", edge.origin))
-        for name, address in ways:
+    for name in ("NGINX", "Varnish", "gateway itself"):
+        # With servers of its own, as in `load`.
+        async with rig(plan, SETTINGS, edit=without_limit) as edge:
+            address = {"NGINX": edge.nginx, "Varnish": edge.varnish}.get(name, edge.origin)
             await _longpoll_of(plan, found, edge, name, address, readers)
     return found
 

@@ -1,10 +1,13 @@
 """The readers of the edge's benchmark see what is missing, and its tables name it."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
+from benchmarks.edge_bytes import bytes_on_the_wire
 from benchmarks.edge_readers import Crowd, PollReader, StreamReader, wait_for
+from benchmarks.edge_rig import Plan
 from benchmarks.edge_tables import Found, medians, percentile, render
 
 HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -98,6 +101,20 @@ async def test_a_long_poll_goes_on_by_next_and_cursor() -> None:
         assert reader.path() == "/history/a?after=5-1&limit=100&wait=25&cursor=77"
         assert await crowd.until(2, 0.1) == ["1 never came"]
         await crowd.close()
+
+
+async def test_a_part_runs_and_is_complete() -> None:
+    # It gives each of its processes a core, and this one with them.
+    cores = os.sched_getaffinity(0)
+    try:
+        found = await bytes_on_the_wire(Plan(quick=True, core=min(cores), load_core=max(cores)))
+    finally:
+        os.sched_setaffinity(0, cores)
+    assert found.problems == []
+    assert len(found.rows) == 2
+    for _, plain, gzip, zstd, *_ in found.rows:
+        assert 0 < float(gzip) < float(plain)
+        assert 0 < float(zstd) < float(plain)
 
 
 def test_a_table_is_markdown_and_names_what_was_not_complete() -> None:

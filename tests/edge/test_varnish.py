@@ -143,6 +143,25 @@ async def test_stale_answers_last_as_long_as_their_headers_say_while_the_origin_
         assert state == "2"
 
 
+async def test_a_crowd_that_finds_an_answer_too_stale_is_one_request(
+    redis: Valkey, session: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    life = settings(
+        edge_max_age_seconds=60, stale_while_revalidate_seconds=0, stale_if_error_seconds=60
+    )
+    async with worker(redis.url, life) as origin, varnish(tmp_path, origin_of(origin.url)) as edge:
+        url = f"{edge.url}/snapshots/a"
+        await ask(session, f"{origin.url}/publish/a", method="POST", data=b"1")
+        first = await ask(session, url)
+        # Purged softly it is stale at once, and there yet.
+        purge = {"xkey-softpurge": "st.a"}
+        assert (await ask(session, edge.internal_url, purge, "PURGE")).status == 200
+        before = origin.gateway.requests["/snapshots"]
+        answers = await asyncio.gather(*[ask(session, url) for _ in range(50)])
+        assert {(one.status, one.body) for one in answers} == {(200, first.body)}
+        assert origin.gateway.requests["/snapshots"] - before == 1
+
+
 async def test_what_the_origin_fails_to_answer_is_served_stale_before_its_probe_knows(
     redis: Valkey, session: aiohttp.ClientSession, tmp_path: Path
 ) -> None:

@@ -72,7 +72,9 @@ sub vcl_recv {
 
     # What the reader accepts, as one word, so that each coding is kept once. Varnish itself knows gzip
     # only, and would ask for nothing else; see vcl_backend_fetch.
-    if (req.http.Accept-Encoding ~ "(?i);[ \t]*q=0(\.0*)?[ \t]*(,|$)") {
+    if (req.restarts > 0) {
+        # Known: Varnish has made gzip or nothing of what the reader accepts.
+    } elseif (req.http.Accept-Encoding ~ "(?i);[ \t]*q=0(\.0*)?[ \t]*(,|$)") {
         set req.http.X-Coding = "identity";
     } elseif (req.url !~ "^/(slices|events)" && req.http.Accept-Encoding ~ "(?i)(^|[, \t])br([;, \t]|$)") {
         set req.http.X-Coding = "br";
@@ -136,6 +138,10 @@ sub vcl_backend_fetch {
 }
 
 sub vcl_backend_response {
+    # Abandoned, or it would stand in front of what is stale.
+    if (beresp.status >= 500 && bereq.url ~ "^/snapshots/") {
+        return (abandon);
+    }
     set beresp.http.xkey = beresp.http.Surrogate-Key;
 
     # What must never be stale (slices) has 0 in both. Varnish's own grace would be 10 s.
@@ -152,8 +158,9 @@ sub vcl_backend_response {
     set beresp.keep = 60s;
 
     # Errors and what may not be kept: no memory of it either, which would switch collapsing off.
-    if (beresp.ttl <= 0s) {
+    if (beresp.ttl <= 0s || beresp.http.Cache-Control ~ "(?i)no-store|no-cache|private") {
         set beresp.uncacheable = true;
+        set beresp.keep = 0s;
         set beresp.ttl = 0s;
         set beresp.grace = 0s;
         return (deliver);
@@ -163,12 +170,6 @@ sub vcl_backend_response {
 }
 
 sub vcl_deliver {
-    # stale-if-error: the gateway answers its probe, but not this request.
-    if (resp.status >= 500 && req.url ~ "^/snapshots/" && req.http.X-Stale != "yes" &&
-        !req.http.X-Refresh) {
-        set req.http.X-Stale = "yes";
-        return (restart);
-    }
     if (obj.uncacheable) {
         set resp.http.X-Cache = "PASS";
     } elseif (obj.hits > 0) {
@@ -184,6 +185,12 @@ sub vcl_deliver {
 
 # Answers of Varnish's own have the form of the gateway's (RFC 9457).
 sub vcl_synth {
+    # stale-if-error: the gateway answers its probe, but not this request.
+    if (resp.status >= 500 && req.url ~ "^/snapshots/" && req.http.X-Stale != "yes" &&
+        !req.http.X-Refresh) {
+        set req.http.X-Stale = "yes";
+        return (restart);
+    }
     set resp.http.Content-Type = "application/problem+json";
     set resp.http.Cache-Control = "no-store";
     set resp.http.Access-Control-Allow-Origin = "*";
@@ -197,6 +204,9 @@ sub vcl_synth {
 # An EventSource never comes back after anything but 200: while the gateway is away a stream says so, and
 # keeps the position that its reader has.
 sub vcl_backend_error {
+    if (bereq.url ~ "^/snapshots/") {
+        return (abandon);
+    }
     if (bereq.url ~ "^/(events|slices/current)" && bereq.http.Accept ~ "text/event-stream") {
         set beresp.status = 200;
         set beresp.http.Content-Type = "text/event-stream";

@@ -143,6 +143,63 @@ async def test_stale_answers_last_as_long_as_their_headers_say_while_the_origin_
         assert state == "2"
 
 
+async def test_what_may_not_be_kept_is_not(
+    redis: Valkey, session: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    sliced = settings(slice_seconds=5)
+    async with (
+        worker(redis.url, sliced) as origin,
+        varnish(tmp_path, origin_of(origin.url)) as edge,
+    ):
+        await ask(session, f"{origin.url}/publish/a", method="POST", data=b"1")
+        snapshot = orjson.loads((await ask(session, f"{edge.url}/snapshots/a")).body)
+        number = int(snapshot["id"].partition("-")[0]) // 5000 + 1
+        url = f"{edge.url}/slices/{snapshot['epoch']}/{number}/a"
+        early = await ask(session, url)
+        assert (early.status, early.headers["Cache-Control"]) == (404, "no-store")
+        # It is there as soon as it has begun, though somebody asked before.
+        async with asyncio.timeout(20):
+            while (answer := await ask(session, url)).status == 404:
+                assert answer.headers["Age"] == "0"
+                assert answer.cache == "PASS"
+                await asyncio.sleep(0.1)
+        assert answer.body.endswith(b'event: end\ndata: {"next":%d}\n\n' % (number + 1))
+
+
+async def test_a_browser_gets_what_is_stale_in_its_own_coding_and_a_crowd_does_too(
+    redis: Valkey, session: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    life = settings(
+        edge_max_age_seconds=1, stale_while_revalidate_seconds=0, stale_if_error_seconds=60
+    )
+
+    def probed_once(text: str) -> str:
+        return text.replace(".interval = 1s;", ".interval = 1000s;")
+
+    headers = {"Accept-Encoding": "gzip, deflate, br, zstd"}
+    async with AsyncExitStack() as running:
+        origin = await running.enter_async_context(worker(redis.url, life))
+        async with varnish(tmp_path, origin_of(origin.url), edit=probed_once) as edge:
+            url = f"{edge.url}/snapshots/a"
+            await ask(session, f"{origin.url}/publish/a", method="POST", data=b"1")
+            first = await ask(session, url, headers)
+            assert first.headers["Content-Encoding"] == "br"
+            # Too old, it is fetched anew in the same coding.
+            async with asyncio.timeout(20):
+                while (await ask(session, url, headers)).cache == "HIT":
+                    await asyncio.sleep(0.1)
+            assert origin.gateway.requests["/snapshots"] == 2
+            assert (await ask(session, url, headers)).headers["Content-Encoding"] == "br"
+            await running.aclose()
+            async with asyncio.timeout(20):
+                while int((await ask(session, url, headers)).headers["Age"]) < 2:
+                    await asyncio.sleep(0.1)
+            answers = await asyncio.gather(*[ask(session, url, headers) for _ in range(40)])
+            assert {(one.status, one.headers["Content-Encoding"]) for one in answers} == {
+                (200, "br")
+            }
+
+
 async def test_a_crowd_that_finds_an_answer_too_stale_is_one_request(
     redis: Valkey, session: aiohttp.ClientSession, tmp_path: Path
 ) -> None:

@@ -8,6 +8,10 @@
 # Purges and refreshes are taken on the address named `internal` alone: `purge.varnish_urls` names it.
 # With hitch in front, let both speak PROXY (-a readers=127.0.0.1:8000,PROXY) for the readers' addresses.
 #
+# With a base_path, as in /live, put it into the paths:
+#
+#     sed 's|"^/|"^/live/|; s|"/livez"|"/live/livez"|' varnish.vcl
+#
 # A reader of a slice or a long-poll takes a thread for as long as it lasts: thread_pools times
 # thread_pool_max (2 times 5000) is how many there can be.
 vcl 4.1;
@@ -42,6 +46,7 @@ acl internal {
 sub vcl_recv {
     if (req.restarts == 0) {
         unset req.http.X-Stale;
+        unset req.http.X-Cold;
         if (local.socket != "internal" || client.ip !~ internal) {
             if (req.method == "PURGE") {
                 return (synth(403, "Forbidden"));
@@ -120,6 +125,10 @@ sub vcl_miss {
     if (req.http.X-Stale == "yes") {
         return (synth(503, "Unavailable"));
     }
+    # Nothing is there that a failure could take the place of.
+    if (!req.http.X-Stale && !req.http.X-Refresh) {
+        set req.http.X-Cold = "yes";
+    }
 }
 
 # Without the host: a refresh comes under another name than readers do.
@@ -139,7 +148,7 @@ sub vcl_backend_fetch {
 
 sub vcl_backend_response {
     # Abandoned, or it would stand in front of what is stale.
-    if (beresp.status >= 500 && bereq.url ~ "^/snapshots/") {
+    if (beresp.status >= 500 && bereq.url ~ "^/snapshots/" && !bereq.http.X-Cold) {
         return (abandon);
     }
     set beresp.http.xkey = beresp.http.Surrogate-Key;
@@ -157,12 +166,17 @@ sub vcl_backend_response {
     # Kept beyond that only to be revalidated by its ETag: 304 in place of a body.
     set beresp.keep = 60s;
 
-    # Errors and what may not be kept: no memory of it either, which would switch collapsing off.
+    # Errors and what may not be kept. Of slices and long-polls no memory of it either, which would switch
+    # collapsing off. Whoever waits for a snapshot or a failed page asks for himself: else a crowd would
+    # ask one after the other.
     if (beresp.ttl <= 0s || beresp.http.Cache-Control ~ "(?i)no-store|no-cache|private") {
         set beresp.uncacheable = true;
         set beresp.keep = 0s;
         set beresp.ttl = 0s;
         set beresp.grace = 0s;
+        if (bereq.url ~ "^/snapshots/" || (bereq.url ~ "^/history/" && beresp.status >= 500)) {
+            set beresp.ttl = 1s;
+        }
         return (deliver);
     }
     # The built-in rules would look at Vary and Set-Cookie, of which there are none but the coding's.

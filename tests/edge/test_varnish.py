@@ -1,6 +1,8 @@
 """The shipped VCL: what Varnish keeps, shares, purges, refuses, and says without an origin."""
 
 import asyncio
+import re
+import subprocess
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -9,8 +11,8 @@ import orjson
 import pytest
 
 from tests.edge.running import origin_of, varnish
-from tests.edge.test_nginx import ask, settings
-from tests.running import Valkey, free_port, worker
+from tests.edge.test_nginx import Answer, ask, settings
+from tests.running import Valkey, free_port, valkey, worker
 from tests.web.proxy import redis_proxy
 
 
@@ -110,9 +112,7 @@ async def test_stale_answers_end_though_the_origin_is_away(
         url = f"{edge.url}/snapshots/a"
         async with worker(redis.url, life, port=port) as origin:
             await ask(session, f"{origin.url}/publish/a", method="POST", data=b"1")
-            async with asyncio.timeout(20):
-                while (await ask(session, url)).status != 200:
-                    await asyncio.sleep(0.05)
+            await until_answered(session, url)
         ages = []
         async with asyncio.timeout(30):
             while (answer := await ask(session, url)).status == 200:
@@ -157,13 +157,20 @@ async def test_what_may_not_be_kept_is_not(
         url = f"{edge.url}/slices/{snapshot['epoch']}/{number}/a"
         early = await ask(session, url)
         assert (early.status, early.headers["Cache-Control"]) == (404, "no-store")
-        # It is there as soon as it has begun, though somebody asked before.
-        async with asyncio.timeout(20):
-            while (answer := await ask(session, url)).status == 404:
-                assert answer.headers["Age"] == "0"
-                assert answer.cache == "PASS"
-                await asyncio.sleep(0.1)
-        assert answer.body.endswith(b'event: end\ndata: {"next":%d}\n\n' % (number + 1))
+
+        async def until_begun() -> Answer:
+            async with asyncio.timeout(20):
+                while (answer := await ask(session, url)).status == 404:
+                    assert answer.headers["Age"] == "0"
+                    assert answer.cache == "PASS"
+                    await asyncio.sleep(0.1)
+            return answer
+
+        # It is there as soon as it has begun, for all of those who asked before: at one request.
+        answers = await asyncio.gather(*[until_begun() for _ in range(20)])
+        end = b'event: end\ndata: {"next":%d}\n\n' % (number + 1)
+        assert all(one.body.endswith(end) for one in answers)
+        assert sorted(str(one.cache) for one in answers) == ["HIT"] * 19 + ["MISS"]
 
 
 async def test_a_browser_gets_what_is_stale_in_its_own_coding_and_a_crowd_does_too(
@@ -245,6 +252,116 @@ async def test_what_the_origin_fails_to_answer_is_served_stale_before_its_probe_
             lost = await ask(session, f"{edge.url}/snapshots/b")
             assert (lost.status, lost.headers["Retry-After"]) == (503, "1")
             assert orjson.loads(lost.body)["status"] == 503
+
+
+@pytest.mark.parametrize("revalidate", [60, 0], ids=["behind its readers", "before its reader"])
+async def test_an_answer_of_5xx_does_not_take_the_place_of_what_is_stale(
+    session: aiohttp.ClientSession, tmp_path: Path, revalidate: int
+) -> None:
+    life = settings(
+        edge_max_age_seconds=1,
+        stale_while_revalidate_seconds=revalidate,
+        stale_if_error_seconds=60,
+    )
+    port = free_port()
+    async with (
+        valkey(tmp_path / "valkey") as redis,
+        varnish(tmp_path, f"127.0.0.1:{port}") as edge,
+    ):
+        url = f"{edge.url}/snapshots/a"
+        async with worker(redis.url, life, port=port) as origin:
+            await ask(session, f"{origin.url}/publish/a", method="POST", data=b"1")
+            first = await until_answered(session, url)
+        # A worker that has not read the state yet, and cannot.
+        async with worker(redis.url, life, port=port) as origin:
+            await redis.stop()
+            assert (await ask(session, f"{origin.url}/snapshots/a")).status == 503
+            before = origin.gateway.requests["/snapshots"]
+            async with asyncio.timeout(30):
+                while origin.gateway.requests["/snapshots"] < before + 3:
+                    answer = await ask(session, url)
+                    assert (answer.status, answer.body) == (200, first.body)
+                    await asyncio.sleep(0.02)
+            assert int(answer.headers["Age"]) >= 1
+
+
+async def test_a_crowd_does_not_queue_for_what_may_not_be_kept(
+    redis: Valkey, session: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    given = {
+        "snapshots": {"wait_seconds": 1.0},
+        "namespaces": {"default": {"edge_max_age_seconds": 0}},
+    }
+    async with (
+        redis_proxy(redis.socket) as proxy,
+        worker(proxy.url, given) as origin,
+        varnish(tmp_path, origin_of(origin.url)) as edge,
+    ):
+        url = f"{edge.url}/snapshots/a"
+        # The worker cannot see what was published, and says so after a second: to one by one that
+        # would take more than half a minute.
+        proxy.hold(b"XREAD")
+        published = await ask(session, f"{origin.url}/publish/a", method="POST", data=b"1")
+        wanted = f"{url}?min={orjson.loads(published.body)['id']}"
+        async with asyncio.timeout(25):
+            answers = await asyncio.gather(*[ask(session, wanted) for _ in range(40)])
+        assert {one.status for one in answers} == {503}
+        proxy.release()
+        await until_answered(session, url)
+        before = await more_than(tmp_path, 0)
+        answers = await asyncio.gather(*[ask(session, url) for _ in range(40)])
+        assert {(one.status, one.cache) for one in answers} == {(200, "PASS")}
+        await more_than(tmp_path, before)
+
+
+async def hit_for_miss(directory: Path) -> int:
+    """Return how many readers Varnish has let through though it was asking already."""
+    name = "MAIN.cache_hitmiss"
+    command = ("varnishstat", "-n", str(directory / "varnish"), "-1", "-j", "-f", name)
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    said, _ = await process.communicate()
+    return int(orjson.loads(said)["counters"][name]["value"])
+
+
+async def more_than(directory: Path, before: int) -> int:
+    """Wait until more were let through: a thread adds what it has counted when it is done."""
+    async with asyncio.timeout(20):
+        while (now := await hit_for_miss(directory)) <= before:
+            await asyncio.sleep(0.05)
+    return now
+
+
+async def until_answered(session: aiohttp.ClientSession, url: str) -> Answer:
+    """Ask until Varnish knows that the gateway is there."""
+    async with asyncio.timeout(20):
+        while (answer := await ask(session, url)).status != 200:
+            await asyncio.sleep(0.05)
+    return answer
+
+
+async def test_what_the_vcl_says_of_a_base_path_is_true(
+    redis: Valkey, session: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    def below_a_path(text: str) -> str:
+        said = re.search(r"^#     sed '(.+)' varnish\.vcl$", text, re.MULTILINE)
+        assert said is not None
+        return subprocess.run(
+            ["sed", said[1]], input=text, capture_output=True, text=True, check=True
+        ).stdout
+
+    port = free_port()
+    async with varnish(tmp_path, f"127.0.0.1:{port}", edit=below_a_path) as edge:
+        away = await ask(session, f"{edge.url}/live/events/a", {"Accept": "text/event-stream"})
+        assert b"event: unavailable" in away.body
+        below = {**settings(edge_max_age_seconds=60), "base_path": "/live"}
+        async with worker(redis.url, below, port=port) as origin:
+            published = f"{origin_of(origin.url)}/live/publish/a"
+            await ask(session, f"http://{published}", method="POST", data=b"1")
+            url = f"{edge.url}/live/snapshots/a"
+            await until_answered(session, url)
+            assert (await ask(session, url)).cache == "HIT"
+            assert (await ask(session, f"{edge.url}/snapshots/a")).status == 404
+            assert (await ask(session, f"{edge.url}/live/metrics")).status == 404
 
 
 async def test_a_failed_request_of_which_nothing_stale_is_left_is_not_asked_twice(

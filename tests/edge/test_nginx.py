@@ -96,6 +96,20 @@ async def test_many_who_miss_at_once_are_one_request(
         assert origin.gateway.requests["/snapshots"] <= 2
 
 
+async def test_a_crowd_does_not_queue_for_what_may_not_be_kept(
+    redis: Valkey, session: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    live = settings(edge_max_age_seconds=0)
+    async with worker(redis.url, live) as origin, nginx(tmp_path, origin_of(origin.url)) as edge:
+        await ask(session, f"{origin.url}/publish/a", method="POST", data=b"1")
+        url = f"{edge.url}/snapshots/a"
+        # Let through one by one, twice a second, 80 would take 40 s.
+        async with asyncio.timeout(20):
+            answers = await asyncio.gather(*[ask(session, url) for _ in range(80)])
+        assert {(one.status, one.body) for one in answers} == {(200, answers[0].body)}
+        assert origin.gateway.requests["/snapshots"] == 80
+
+
 async def test_each_coding_is_kept_once_however_it_is_asked_for(
     redis: Valkey, session: aiohttp.ClientSession, tmp_path: Path
 ) -> None:

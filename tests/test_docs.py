@@ -49,8 +49,9 @@ class Document:
 
     @property
     def code(self) -> list[str]:
-        """Every span, and every line of the blocks."""
-        return self.spans + [line for _, block in self.blocks for line in block.splitlines()]
+        """Every span, and every line of the blocks, those that go on in the next one joined."""
+        blocks = [block.replace("\\\n", "") for _, block in self.blocks]
+        return self.spans + [line for block in blocks for line in block.splitlines()]
 
 
 def read(path: Path) -> Document:

@@ -75,14 +75,18 @@ sub vcl_recv {
         return (synth(404, "Not Found"));
     }
 
-    # What the reader accepts, as one word, so that each coding is kept once. Varnish itself knows gzip
-    # only, and would ask for nothing else; see vcl_backend_fetch.
+    # What the reader accepts, as one word, so that each coding is kept once; of streams, which have
+    # some codings or none, both. Varnish itself knows gzip only, and would ask for nothing else; see
+    # vcl_backend_fetch.
     if (req.restarts > 0) {
         # Known: Varnish has made gzip or nothing of what the reader accepts.
     } elseif (req.http.Accept-Encoding ~ "(?i);[ \t]*q=0(\.0*)?[ \t]*(,|$)") {
         set req.http.X-Coding = "identity";
     } elseif (req.url !~ "^/(slices|events)" && req.http.Accept-Encoding ~ "(?i)(^|[, \t])br([;, \t]|$)") {
         set req.http.X-Coding = "br";
+    } elseif (req.url ~ "^/(slices|events)" && req.http.Accept-Encoding ~ "(?i)(^|[, \t])zstd([;, \t]|$)" &&
+        req.http.Accept-Encoding ~ "(?i)(^|[, \t])gzip([;, \t]|$)") {
+        set req.http.X-Coding = "zstd, gzip";
     } elseif (req.http.Accept-Encoding ~ "(?i)(^|[, \t])zstd([;, \t]|$)") {
         set req.http.X-Coding = "zstd";
     } elseif (req.http.Accept-Encoding ~ "(?i)(^|[, \t])gzip([;, \t]|$)") {

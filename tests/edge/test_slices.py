@@ -1,101 +1,83 @@
 """Slices through real edges: shared by Varnish, cached when over, never kept when cut off."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import aiohttp
 import pytest
+import pytest_asyncio
 
+from gateway.hub.heartbeats import HEARTBEAT
 from gateway.protocol.cache_control import snapshot_key
 from gateway.protocol.position import Position
+from gateway.protocol.slice import boundary
+from gateway.protocol.stream_reader import EventStreamParser
 from tests.clients.serving import Serving
 from tests.edge.following import Follower
 from tests.edge.running import nginx, origin_of, varnish
-from tests.running import Valkey, Worker, free_port, until, worker
+from tests.edge.slicing import (
+    SECONDS,
+    SETTINGS,
+    TwoWorkers,
+    at_a_beginning,
+    open_session,
+    path_of,
+    publish,
+    read,
+    two_workers,
+)
+from tests.running import Valkey, free_port, until, valkey, worker
+from tests.web.together import Begun, begin, together
 
-SECONDS = 5
-SETTINGS: dict[str, Any] = {
-    "namespaces": {"default": {"slice_seconds": SECONDS, "stream_codings": ["zstd", "gzip"]}}
-}
-READERS = 300
-
-
-@pytest.fixture
-async def session() -> Any:
-    connector = aiohttp.TCPConnector(limit=0)
-    timeout = aiohttp.ClientTimeout(total=None)
-    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as client:
-        yield client
-
-
-async def publish(session: aiohttp.ClientSession, origin: Worker, data: str) -> str:
-    async with session.post(f"{origin.url}/publish/a", data=data.encode()) as answer:
-        return str((await answer.json())["id"])
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-async def now_ms(origin: Worker) -> int:
-    life, ms = await origin.gateway.store.seal("default", Position(0, 0))
-    return max(life.clock.ms, ms)
+class Shared(NamedTuple):
+    """What all tests of the module use; their gateways, edges and channels are their own."""
+
+    session: aiohttp.ClientSession
+    redis: Valkey
+    two: TwoWorkers
+    directory: Path
 
 
-async def at_a_beginning(origin: Worker, after: int = -1) -> int:
-    """Wait until a slice has just begun, and the epoch is older than it; return its number."""
-    life = await origin.gateway.store.greet("default")
-    first = life.floor.ms // (SECONDS * 1000)
-    async with asyncio.timeout(30):
-        while True:
-            number, ms = divmod(await now_ms(origin), SECONDS * 1000)
-            if number > max(first, after) and ms < 1000:
-                return number
-            await asyncio.sleep(0.02)
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def begun(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Begun]:
+    """The tests of the module, under way."""
+    directory = tmp_path_factory.mktemp("slices")
+    async with (
+        valkey(directory / "valkey") as redis,
+        open_session() as session,
+        two_workers(redis, directory / "two") as two,
+        begin(request, Shared(session, redis, two, directory)) as tests,
+    ):
+        yield tests
 
 
-async def test_readers_behind_varnish_share_three_requests_for_three_slices(
-    redis: Valkey, session: aiohttp.ClientSession, tmp_path: Path
-) -> None:
-    async with worker(redis.url, SETTINGS) as origin, varnish(tmp_path, origin_of(origin.url)) as e:
-        await at_a_beginning(origin)
-        before = origin.gateway.requests["/slices/current"]
-        followers = [Follower(session, f"{e.url}/slices/current/a") for _ in range(READERS)]
-        following = [asyncio.create_task(one.run(3)) for one in followers]
-        published: list[str] = []
-        while not all(one.ends == 3 for one in followers):
-            published.append(await publish(session, origin, f"{len(published)}"))
-            await asyncio.sleep(0.1)
-            assert not any(task.done() and task.exception() for task in following)
-        await asyncio.gather(*following)
-        assert origin.gateway.requests["/slices/current"] - before == 3
-    got = followers[0].ids
-    assert all(one.ids == got for one in followers)
-    assert not any(one.cuts for one in followers)
-    # Everything, once, in order, up to where the last slice ended.
-    assert got == published[: len(got)]
-    assert len(got) >= len(published) - 5
-
-
-async def test_purges_of_a_snapshot_leave_its_running_slice_shared(
-    redis: Valkey, session: aiohttp.ClientSession, tmp_path: Path
-) -> None:
-    origin_port = free_port()
-    async with varnish(tmp_path, f"127.0.0.1:{origin_port}") as edge:
+@together
+async def test_purges_of_a_snapshot_leave_its_running_slice_shared(shared: Shared) -> None:
+    session, origin_port = shared.session, free_port()
+    async with varnish(shared.directory / "purged", f"127.0.0.1:{origin_port}") as edge:
         given: dict[str, Any] = {
             "namespaces": {"default": {"slice_seconds": SECONDS, "purge": "varnish"}},
             "purge": {"varnish_urls": [edge.internal_url], "min_interval_ms": 50},
         }
-        async with worker(redis.url, given, port=origin_port) as origin:
+        async with worker(shared.redis.url, given, port=origin_port) as origin:
             purging = origin.gateway.purging
             number = await at_a_beginning(origin)
-            epoch = (await origin.gateway.store.greet("default")).epoch
             before = origin.gateway.requests["/slices"]
-            url = f"{edge.url}/slices/{epoch}/{number}/a"
+            url = edge.url + await path_of(origin, number, "purged")
             reading, published = [], []
             for _ in range(10):
                 reading.append(asyncio.create_task(read(session, url)))
-                published.append(await publish(session, origin, "x"))
+                published.append(await publish(session, origin, "purged", "x"))
                 await until(lambda: not purging.purgers["default"].pending)
                 # As a CDN that is purged by key; VarnishTarget refreshes instead.
-                headers = {"xkey-softpurge": snapshot_key("a")}
+                headers = {"xkey-softpurge": snapshot_key("purged")}
                 async with session.request("PURGE", edge.internal_url, headers=headers) as answer:
                     assert answer.status == 200
             bodies = await asyncio.gather(*reading)
@@ -106,16 +88,15 @@ async def test_purges_of_a_snapshot_leave_its_running_slice_shared(
             assert all(id.encode() in body for id in published)
 
 
-async def test_a_slice_that_was_cut_off_is_kept_by_no_edge(
-    redis: Valkey, session: aiohttp.ClientSession, tmp_path: Path
-) -> None:
-    async with worker(redis.url, SETTINGS) as origin:
+@together
+async def test_a_slice_that_was_cut_off_is_kept_by_no_edge(shared: Shared) -> None:
+    session, directory = shared.session, shared.directory / "cut"
+    async with worker(shared.redis.url, SETTINGS) as origin:
         address = origin_of(origin.url)
-        async with nginx(tmp_path / "n", address) as n, varnish(tmp_path / "v", address) as v:
+        async with nginx(directory / "n", address) as n, varnish(directory / "v", address) as v:
             number = await at_a_beginning(origin)
-            epoch = (await origin.gateway.store.greet("default")).epoch
-            first = await publish(session, origin, "1")
-            path = f"/slices/{epoch}/{number}/a"
+            first = await publish(session, origin, "cut", "1")
+            path = await path_of(origin, number, "cut")
             bodies = [asyncio.create_task(read(session, e.url + path)) for e in (n, v)]
             await until(lambda: origin.gateway.slices.readers == 2)
             origin.gateway.slices.drain()
@@ -123,37 +104,23 @@ async def test_a_slice_that_was_cut_off_is_kept_by_no_edge(
                 assert first.encode() in body
                 assert not whole
             # The same slice, now to its end.
-            second = await publish(session, origin, "2")
+            second = await publish(session, origin, "cut", "2")
             for body, whole in await asyncio.gather(*[read(session, e.url + path) for e in (n, v)]):
                 assert whole
                 assert body.index(first.encode()) < body.index(second.encode())
                 assert body.endswith(b'event: end\ndata: {"next":%d}\n\n' % (number + 1))
 
 
-async def read(session: aiohttp.ClientSession, url: str) -> tuple[bytes, bool]:
-    """Return a body, and whether it came to its end."""
-    body = b""
-    async with session.get(url) as response:
-        assert response.status == 200
-        try:
-            async for chunk in response.content.iter_any():
-                body += chunk
-        except aiohttp.ClientPayloadError:
-            return body, False
-    return body, True
-
-
-async def test_a_slice_that_is_over_comes_from_the_cache(
-    redis: Valkey, session: aiohttp.ClientSession, tmp_path: Path
-) -> None:
-    async with worker(redis.url, SETTINGS) as origin:
+@together
+async def test_a_slice_that_is_over_comes_from_the_cache(shared: Shared) -> None:
+    session, directory = shared.session, shared.directory / "over"
+    async with worker(shared.redis.url, SETTINGS) as origin:
         address = origin_of(origin.url)
-        async with nginx(tmp_path / "n", address) as n, varnish(tmp_path / "v", address) as v:
+        async with nginx(directory / "n", address) as n, varnish(directory / "v", address) as v:
             number = await at_a_beginning(origin)
-            epoch = (await origin.gateway.store.greet("default")).epoch
-            await publish(session, origin, "1")
+            await publish(session, origin, "over", "1")
             await at_a_beginning(origin, number)
-            path = f"/slices/{epoch}/{number}/a"
+            path = await path_of(origin, number, "over")
             for edge in (n, v):
                 before = origin.gateway.requests["/slices"]
                 answers = [await fetch(session, edge.url + path) for _ in range(3)]
@@ -167,22 +134,43 @@ async def fetch(session: aiohttp.ClientSession, url: str) -> tuple[str, bytes]:
         return response.headers["X-Cache"], await response.read()
 
 
-async def test_a_killed_origin_is_a_pause(session: aiohttp.ClientSession, tmp_path: Path) -> None:
-    seconds = 10
-    origin = Serving(tmp_path, {"GATEWAY_NAMESPACES__DEFAULT__SLICE_SECONDS": str(seconds)})
+@together
+async def test_a_killed_origin_is_a_pause(shared: Shared) -> None:
+    seconds, directory = 10, shared.directory / "killed"
+    directory.mkdir()
+    origin = Serving(directory, {"GATEWAY_NAMESPACES__DEFAULT__SLICE_SECONDS": str(seconds)})
     await origin.start()
-    published: list[str] = []
+    try:
+        start, published, followers = await kill_within_a_slice(shared, origin, seconds)
+    finally:
+        await origin.stop()
+    ids = [id for id in published if start <= Position.parse(id).ms < start + seconds * 1000]
+    for one in followers:
+        # Back within the slice it sees its beginning again; after that, everything once, in order.
+        assert one.ids[-len(ids) :] == ids
+        assert ids[: len(one.ids) - len(ids)] == one.ids[: -len(ids)]
 
-    async def publish_one() -> None:
+
+async def kill_within_a_slice(
+    shared: Shared, origin: Serving, seconds: int
+) -> tuple[int, list[str], list[Follower]]:
+    """Have readers follow a slice to its end although its origin is killed and started again.
+
+    Returns the slice's first millisecond, the ids that were published, and the readers.
+    """
+    session, published, length_ms = shared.session, list[str](), seconds * 1000
+
+    async def publish_one() -> int:
         async with session.post(f"{origin.url}/publish/a", data=b"1") as answer:
             published.append(str((await answer.json())["id"]))
+        return Position.parse(published[-1]).ms
 
-    await publish_one()
-    while Position.parse(published[-1]).ms % (seconds * 1000) > 1000 or len(published) < 5:
+    # What an epoch began within is served to nobody who does not name the epoch.
+    first = at = await publish_one()
+    while at // length_ms == first // length_ms or at % length_ms > 1000:
         await asyncio.sleep(0.05)
-        await publish_one()
-    start = Position.parse(published[-1]).ms // (seconds * 1000) * seconds * 1000
-    async with varnish(tmp_path / "varnish", origin_of(origin.url)) as edge:
+        at = await publish_one()
+    async with varnish(shared.directory / "killed-varnish", origin_of(origin.url)) as edge:
         followers = [Follower(session, f"{edge.url}/slices/current/a") for _ in range(20)]
         following = [asyncio.create_task(one.run(1)) for one in followers]
         await until(lambda: all(published[-1] in one.ids for one in followers))
@@ -194,9 +182,87 @@ async def test_a_killed_origin_is_a_pause(session: aiohttp.ClientSession, tmp_pa
             await publish_one()
             await asyncio.sleep(0.1)
         await asyncio.gather(*following)
-    await origin.stop()
-    ids = [id for id in published if start <= Position.parse(id).ms < start + seconds * 1000]
+    return at // length_ms * length_ms, published, followers
+
+
+async def publish_by_turns(shared: Shared, channel: str, reading: asyncio.Future[Any]) -> list[str]:
+    """Publish through both workers until readers are done; now and then be quiet for a while."""
+    published: list[str] = []
+    while not reading.done():
+        origin = shared.two.workers[len(published) % 2]
+        published.append(await publish(shared.session, origin, channel, "x"))
+        # Now and then it is quiet for long enough for heartbeats: each worker has its own moments.
+        await asyncio.sleep(0.5 if len(published) % 10 == 0 else 0.02)
+    return published
+
+
+def ids_of(body: bytes) -> list[str]:
+    """Return the ids of the events of a whole slice."""
+    *blocks, end = EventStreamParser().feed(body)
+    assert end.type == "end", body[-200:]
+    return [block.id for block in blocks if block.data is not None]
+
+
+@together
+async def test_two_workers_write_the_same_bytes_of_slices_that_both_publish_to(
+    shared: Shared,
+) -> None:
+    session, workers = shared.session, shared.two.workers
+    number = await at_a_beginning(workers[0])
+
+    async def read_three(url: str) -> list[bytes]:
+        paths = [await path_of(workers[0], number + n, "same") for n in range(3)]
+        bodies = [await read(session, url + path) for path in paths]
+        assert all(whole for _, whole in bodies)
+        return [body for body, _ in bodies]
+
+    reading = asyncio.gather(*[read_three(one.url) for one in workers])
+    published = await publish_by_turns(shared, "same", reading)
+    first, second = await reading
+    assert HEARTBEAT in b"".join(first + second)
+    whole = [body.replace(HEARTBEAT, b"") for body in first]
+    assert whole == [body.replace(HEARTBEAT, b"") for body in second]
+    end = boundary(number + 3, SECONDS)
+    got = [id for body in whole for id in ids_of(body)]
+    assert got == [id for id in published if Position.parse(id) < end]
+
+
+@together
+async def test_a_reader_that_changes_workers_at_each_boundary_gets_each_event_once(
+    shared: Shared,
+) -> None:
+    session, workers = shared.session, shared.two.workers
+    number = await at_a_beginning(workers[0])
+
+    async def read_by_turns() -> list[str]:
+        got = []
+        for n in range(3):
+            path = await path_of(workers[0], number + n, "turns")
+            body, whole = await read(session, workers[n % 2].url + path)
+            assert whole
+            got += ids_of(body)
+        return got
+
+    reading = asyncio.ensure_future(read_by_turns())
+    published = await publish_by_turns(shared, "turns", reading)
+    end = boundary(number + 3, SECONDS)
+    assert await reading == [id for id in published if Position.parse(id) < end]
+
+
+@together
+async def test_followers_behind_varnish_and_two_workers_get_each_event_once(
+    shared: Shared,
+) -> None:
+    session, (workers, edge) = shared.session, shared.two
+    number = await at_a_beginning(workers[0])
+    followers = [Follower(session, f"{edge.url}/slices/current/behind") for _ in range(10)]
+    following = asyncio.gather(*[one.run(3) for one in followers])
+    published = await publish_by_turns(shared, "behind", following)
+    await following
+    # Three slices were asked for once each, now of one worker and now of the other.
+    asked = [one.gateway.requests["/slices/current"] for one in workers]
+    assert sorted(asked) == [1, 2]
+    end = boundary(number + 3, SECONDS)
     for one in followers:
-        # Back within the slice it sees its beginning again; after that, everything once, in order.
-        assert one.ids[-len(ids) :] == ids
-        assert ids[: len(one.ids) - len(ids)] == one.ids[: -len(ids)]
+        assert one.ids == [id for id in published if Position.parse(id) < end]
+        assert not one.cuts

@@ -137,17 +137,19 @@ class Ring:
     def span_ms(self, now_ms: int) -> float | None:
         """Return how far back the ring reaches, in milliseconds, at the pace of its events.
 
-        None while only age bounds it. What is not complete here is in the store, and may be cut
-        short there: then it is told from how fast the bytes come.
+        None while only age bounds it. One that is not full yet, or not complete here, will be cut
+        short when what comes next has filled it: that is told from how fast the bytes come.
         """
-        reach_ms = max(0, now_ms - self.resumable_from.ms)
         if self.cut_short:
-            return reach_ms
+            return max(0, now_ms - self.resumable_from.ms)
         data_bytes = (self.size_bytes - len(self) * _OVERHEAD_BYTES) // 2
-        if self.complete or data_bytes <= 0:
+        if data_bytes <= 0:
             return None
         # The first second tells little of a pace.
-        span_ms = max(1000, reach_ms) * (self._limit_bytes / data_bytes)
+        reach_ms = max(1000, now_ms - self._ids[self._dead].ms)
+        span_ms = reach_ms * self._limit_bytes / data_bytes
+        if not self._spare_ms:
+            span_ms = min(span_ms, reach_ms * self._limit_events / len(self))
         return span_ms if span_ms < self._age_ms else None
 
     def page(self, after: Position, limit: int) -> list[Event]:

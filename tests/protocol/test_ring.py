@@ -176,7 +176,7 @@ def test_what_was_cut_short_in_the_store_is_known_after_a_backfill() -> None:
     ring = new_ring(Position(30, 0), age_ms=100)
     ring.backfill([event(20, 10), event(30, 20)], Position(10, 0))
     assert ring.span_ms(90) == 80
-    whole = new_ring(Position(30, 0))
+    whole = new_ring(Position(30, 0), age_ms=100_000)
     whole.backfill([event(20, 0), event(30, 20)], ORIGIN)
     assert whole.span_ms(90) is None
     # What lies before the age has gone by it.
@@ -185,14 +185,24 @@ def test_what_was_cut_short_in_the_store_is_known_after_a_backfill() -> None:
     assert old.span_ms(350) is None
 
 
-def test_a_ring_that_is_not_complete_is_told_from_its_pace() -> None:
+@pytest.mark.parametrize("complete", [True, False])
+def test_a_ring_that_is_not_full_yet_is_told_from_its_pace(complete: bool) -> None:
     ring = new_ring(Position(1000, 0), limit_bytes=10_000, age_ms=60_000)
+    ring.complete = complete
     assert ring.span_ms(2000) is None
-    fill(ring, 1500, 2000, data=b"x" * 500)
+    fill(ring, 2000, 2500, data=b"x" * 500)
+    assert ring.complete is complete
     # A thousand bytes in two seconds: the ring holds what comes in twenty.
-    assert ring.span_ms(3000) == 20_000
-    assert ring.span_ms(1100) == 10_000
+    assert ring.span_ms(4000) == 20_000
+    assert ring.span_ms(2100) == 10_000
     assert ring.span_ms(10_000) is None
+
+
+def test_the_number_counts_for_the_pace_where_it_spares_nothing() -> None:
+    ring = fill(new_ring(limit_events=100, age_ms=60_000), *range(1000, 1010))
+    assert ring.span_ms(2000) == 10_000
+    sparing = fill(new_ring(limit_events=100, age_ms=60_000, spare_ms=5000), *range(1000, 1010))
+    assert sparing.span_ms(2000) is None
 
 
 def test_a_ring_keeps_all_that_the_store_does_within_the_same_bytes() -> None:

@@ -4,12 +4,14 @@ from typing import Any
 
 import pytest
 
+from gateway.protocol.cache_control import NO_STALE_LIFE
 from gateway.protocol.position import Position
 from tests.web.client import Client
 from tests.web.conftest import Start
 
 EVENT_BYTES = 1000
 STALE = "stale-while-revalidate=5, stale-if-error=60"
+SHORTEST = f"public, max-age=0, s-maxage=1, {NO_STALE_LIFE}"
 
 
 def settings(**namespace: Any) -> dict[str, Any]:
@@ -35,11 +37,25 @@ async def set_ring_back(client: Client, channel: str, seconds: float) -> None:
 
 
 async def test_a_ring_that_holds_all_changes_nothing(start: Start) -> None:
-    client = await start(settings(ring_limit_bytes=100_000))
+    client = await start(settings(ring_limit_bytes=10_000_000))
     await publish(client, 50)
     answer = await client.get("/snapshots/a")
     assert answer.headers["Cache-Control"] == f"public, max-age=0, s-maxage=1, {STALE}"
     assert await shortened(client) == 0
+
+
+async def test_a_ring_that_is_filled_soon_shortens_what_caches_may_keep(start: Start) -> None:
+    client = await start(settings(ring_limit_bytes=100_000))
+    ids = await publish(client, 50)
+    # Half of it came within a moment: a second later these may have left it.
+    answer = await client.get("/snapshots/a")
+    assert answer.headers["Cache-Control"] in ("no-store", SHORTEST)
+    assert await shortened(client) == 1
+    ring = client.gateway.tails["default"].mirror.ring("a")
+    assert ring is not None
+    assert (ring.complete, ring.cut_short) == (True, False)
+    await publish(client, 60)
+    assert (await client.get(f"/history/a?after={ids[0]}")).json["gap"] is True
 
 
 async def test_a_ring_cut_short_by_its_bytes_shortens_what_caches_may_keep(start: Start) -> None:
@@ -72,20 +88,21 @@ async def test_a_ring_cut_short_by_its_bytes_shortens_what_caches_may_keep(start
 async def test_another_channel_of_the_namespace_keeps_its_life(start: Start) -> None:
     client = await start(settings(ring_limit_bytes=10_000))
     await publish(client, 50)
-    await publish(client, 5, "quiet")
+    await client.publish("quiet", b"1")
+    await client.settle()
     answer = await client.get("/snapshots/quiet")
     assert answer.headers["Cache-Control"] == f"public, max-age=0, s-maxage=1, {STALE}"
 
 
 async def test_the_count_spares_what_caches_may_still_lead_to(start: Start) -> None:
-    client = await start(settings(ring_limit_events=10, ring_limit_bytes=100_000))
+    client = await start(settings(ring_limit_events=10, ring_limit_bytes=10_000_000))
     ids = await publish(client, 80)
     answer = await client.get("/snapshots/a")
     assert answer.headers["Cache-Control"] == f"public, max-age=0, s-maxage=1, {STALE}"
     page = await client.get(f"/history/a?after={ids[0]}&limit=1000")
     assert (page.json["gap"], len(page.json["events"])) == (False, 79)
     # A worker that reads the ring from the store has as much.
-    late = await start(settings(ring_limit_events=10, ring_limit_bytes=100_000))
+    late = await start(settings(ring_limit_events=10, ring_limit_bytes=10_000_000))
     page = await late.get(f"/history/a?after={ids[0]}&limit=1000")
     assert (page.json["gap"], len(page.json["events"])) == (False, 79)
 

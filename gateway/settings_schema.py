@@ -21,6 +21,7 @@ from gateway.protocol.cache_control import (
 from gateway.protocol.channel import CHANNEL_LIMIT_BYTES, DEFAULT_NAMESPACE, check_channel
 from gateway.protocol.errors import InvalidField
 from gateway.protocol.namespace import SLICES_KEPT, Reducer
+from gateway.protocol.slice import HELD_SECONDS
 
 PREFIX = "GATEWAY_"
 DELIMITER = "__"
@@ -242,7 +243,15 @@ class NamespaceSettings(_Table):
         if not self.ring_spares_young:
             return 0
         cached_seconds = life_seconds(self.cache_policy) + LIFE_MARGIN_SECONDS
-        return max(cached_seconds, SLICES_KEPT * self.slice_seconds)
+        return max(cached_seconds, self.slices_kept_seconds)
+
+    @property
+    def slices_kept_seconds(self) -> int:
+        """Return how much time a ring must cover, so that slices can be read one after the other.
+
+        With a margin: a slice that has just ended is kept by caches for what is left.
+        """
+        return SLICES_KEPT * self.slice_seconds + LIFE_MARGIN_SECONDS
 
     @property
     def cache_policy(self) -> CachePolicy:
@@ -379,13 +388,21 @@ class Settings(BaseSettings):
                 f"must hold one event: publish.event_limit_bytes is {event_limit_bytes}",
                 ("publish", "event_limit_bytes"),
             )
-        if namespace.ring_age_seconds < SLICES_KEPT * namespace.slice_seconds:
+        if namespace.ring_age_seconds < namespace.slices_kept_seconds:
             raise _broken(
                 (*table, "slice_seconds"),
                 namespace.slice_seconds,
-                f"{SLICES_KEPT} slices must fit into ring_age_seconds"
-                f" ({namespace.ring_age_seconds})",
+                f"{SLICES_KEPT} slices and a margin of {LIFE_MARGIN_SECONDS} s must fit into"
+                f" ring_age_seconds ({namespace.ring_age_seconds})",
                 (*table, "ring_age_seconds"),
+            )
+        if self.slices.retry_ms > (namespace.slice_seconds - HELD_SECONDS) * 1000:
+            raise _broken(
+                (*table, "slice_seconds"),
+                namespace.slice_seconds,
+                f"must exceed slices.retry_ms ({self.slices.retry_ms}) by {HELD_SECONDS:g} s"
+                ": who comes back later than that misses a slice",
+                ("slices", "retry_ms"),
             )
         try:
             check_policy(namespace.cache_policy, namespace.ring_age_seconds)

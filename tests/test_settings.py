@@ -309,17 +309,27 @@ def test_a_cached_snapshot_must_be_one_that_a_stream_can_follow(written: Written
 
 
 def test_three_slices_must_fit_into_the_ring(written: Written) -> None:
-    line = written.line("[namespaces.a]\nslice_seconds = 1201")
-    rule = "3 slices must fit into ring_age_seconds (3600)"
-    assert line == f"namespaces.a.slice_seconds = 1201: {rule}"
-    written.path.write_text("[namespaces.a]\nslice_seconds = 1200")
-    assert load_settings(written.path, {}).namespaces["a"].slice_seconds == 1200
+    line = written.line("[namespaces.a]\nslice_seconds = 1197")
+    rule = "3 slices and a margin of 10 s must fit into ring_age_seconds (3600)"
+    assert line == f"namespaces.a.slice_seconds = 1197: {rule}"
+    written.path.write_text("[namespaces.a]\nslice_seconds = 1196")
+    assert load_settings(written.path, {}).namespaces["a"].slice_seconds == 1196
     assert written.line("[namespaces.a]\nslice_seconds = 4").endswith("must be at least 5")
+
+
+def test_a_reader_of_slices_must_come_back_in_time_for_the_next(written: Written) -> None:
+    slices = "[slices]\nretry_ms = 3001\n[namespaces.a]\nslice_seconds ="
+    assert written.line(f"{slices} 5") == (
+        "namespaces.a.slice_seconds = 5: must exceed slices.retry_ms (3001) by 2 s:"
+        " who comes back later than that misses a slice"
+    )
+    written.path.write_text(f"{slices} 6")
+    assert load_settings(written.path, {}).slices.retry_ms == 3001
 
 
 def test_a_ring_spares_what_caches_may_lead_to() -> None:
     spared = NamespaceSettings().ring_spare_seconds
-    assert spared == 3 * 30
+    assert spared == 3 * 30 + 10
     longest = NamespaceSettings(stale_if_error_seconds=600, browser_max_age_seconds=60)
     assert longest.ring_spare_seconds == 600 + 60 + 1 + 10
     assert NamespaceSettings(ring_spares_young=False).ring_spare_seconds == 0

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable
-from heapq import heappop, heappush
+from contextlib import suppress
 
 from gateway.hub.tail import Tail
 from gateway.protocol.errors import GatewayError
@@ -34,11 +34,12 @@ class Sealer:
         self._tail = tail
         self._name = tail.mirror.namespace.name
         self._on_sealed = on_sealed
-        self._wanted: list[Position] = []
+        self._wanted: set[Position] = set()
         self._woken = asyncio.Event()
         self._moved = asyncio.Event()
         self._ahead_ms = 0.0
         self._measured_at: float | None = None
+        self._measuring: asyncio.Task[Life] | None = None
 
     # -- time ---------------------------------------------------------------------------------
 
@@ -51,7 +52,7 @@ class Sealer:
         loop = asyncio.get_running_loop()
         old = self._measured_at is None or loop.time() - self._measured_at > _MEASURED_FOR_SECONDS
         if old or 0 < at_least.ms - self._estimate_ms() < _MEASURED_FOR_SECONDS * 1000:
-            await self._ask(ORIGIN)
+            await self._measure()
         return self._estimate_ms()
 
     def left_seconds(self, position: Position) -> float:
@@ -61,6 +62,14 @@ class Sealer:
     def _estimate_ms(self) -> int:
         ahead = self._tail.mirror.clock.ms
         return max(int(asyncio.get_running_loop().time() * 1000 + self._ahead_ms), ahead)
+
+    async def _measure(self) -> None:
+        """Take the store's time, once for all who want it at the same moment."""
+        if self._measuring is None or self._measuring.done():
+            # None of them may cancel it.
+            self._measuring = asyncio.create_task(self._ask(ORIGIN))
+            self._measuring.add_done_callback(lambda task: task.cancelled() or task.exception())
+        await asyncio.shield(self._measuring)
 
     async def _ask(self, boundary: Position) -> Life:
         """Have the store seal a boundary if its time has come, and take its time."""
@@ -81,7 +90,7 @@ class Sealer:
     def want(self, boundary: Position) -> None:
         """Have a boundary sealed when its time has come."""
         if boundary > self.sealed and boundary not in self._wanted:
-            heappush(self._wanted, boundary)
+            self._wanted.add(boundary)
             self._woken.set()
 
     async def reach(self, boundary: Position) -> None:
@@ -91,7 +100,7 @@ class Sealer:
             await self._moved.wait()
 
     async def run(self) -> None:
-        """Seal what is wanted, in order, until cancelled; outages of the store are waited out."""
+        """Seal what is wanted until cancelled; outages of the store are waited out."""
         pause, longest = _BACKOFF_SECONDS
         while True:
             try:
@@ -107,17 +116,16 @@ class Sealer:
         if not self._wanted:
             await self._woken.wait()
             return
-        boundary = self._wanted[0]
         await self.now_ms()
-        left = self.left_seconds(boundary)
-        if left > 0:
+        due = [boundary for boundary in self._wanted if self.left_seconds(boundary) <= 0]
+        if not due:
             # An earlier one may be wanted meanwhile.
-            try:
-                async with asyncio.timeout(left):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self.left_seconds(min(self._wanted))):
                     await self._woken.wait()
-            except TimeoutError:
-                pass
             return
+        # What is before a sealed boundary is sealed, too: one call for all that are due.
+        boundary = max(due)
         life = await self._ask(boundary)
         if life.clock < boundary:
             return  # The store's clock is behind our guess, which is now better.
@@ -128,7 +136,7 @@ class Sealer:
             async with asyncio.timeout(_RESTART_SECONDS):
                 await self._tail.changed()
             return
-        heappop(self._wanted)
+        self._wanted = {wanted for wanted in self._wanted if wanted > boundary}
         if boundary > self.sealed:
             self.sealed = boundary
             self._on_sealed(boundary)

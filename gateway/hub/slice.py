@@ -15,6 +15,10 @@ _PIECE_BYTES = 64 * 1024
 """Written at once: no more than this and the connection's buffer waits for a slow reader."""
 
 
+_INLINE_LIMIT_BYTES = 64 * 1024
+"""What is compressed at once, in about 2 ms; more would hold up everybody else's events."""
+
+
 class Log:
     """A slice's bytes in one content coding, from the first one on; each was made once.
 
@@ -67,9 +71,9 @@ class Log:
             end += 1
         return parts[at] if end == at + 1 else b"".join(parts[at:end]), end
 
-    def whole(self) -> bytes:
-        """Return all bytes so far."""
-        return b"".join(self._parts)
+    def rest(self, at: int) -> tuple[bytes, int]:
+        """Return all bytes after a place, and the place after them."""
+        return b"".join(self._parts[at:]), len(self._parts)
 
     async def changed(self) -> None:
         """Wait until there are more bytes, or the end."""
@@ -96,6 +100,7 @@ class Slice:
         self._enveloped = namespace.reducer is Reducer.KEYED
         self._plain = Log(IDENTITY, encode_slice_start(retry_ms))
         self._logs = {IDENTITY: self._plain}
+        self._making: dict[str, asyncio.Task[Log]] = {}
         self._spoke_at = asyncio.get_running_loop().time()
 
     @property
@@ -128,13 +133,32 @@ class Slice:
         for log in self._logs.values():
             log.cut_off()
 
-    def log(self, coding: str) -> Log:
+    async def log(self, coding: str) -> Log:
         """Return its bytes in one of STREAM_CODINGS or identity, made for the first who asks."""
         log = self._logs.get(coding)
-        if log is None:
-            log = self._logs[coding] = Log(coding, self._plain.whole())
-            if self.finished:
-                log.end()
+        if log is not None:
+            return log
+        task = self._making.get(coding)
+        if task is None:
+            # All who ask meanwhile wait for this one; none of them may cancel it.
+            task = self._making[coding] = asyncio.create_task(self._make(coding))
+        return await asyncio.shield(task)
+
+    async def _make(self, coding: str) -> Log:
+        data, at = self._plain.rest(0)
+        if len(data) > _INLINE_LIMIT_BYTES:
+            log = await asyncio.to_thread(Log, coding, data)
+            data, _ = self._plain.rest(at)
+            if data:
+                log.append(data)
+        else:
+            log = Log(coding, data)
+        if self.finished:
+            log.end()
+        if self._plain.cut:
+            log.cut_off()
+        self._logs[coding] = log
+        del self._making[coding]
         return log
 
     def _add(self, data: bytes) -> None:

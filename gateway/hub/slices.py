@@ -15,12 +15,8 @@ from gateway.protocol.namespace import Namespace, Reducer
 from gateway.protocol.position import Position
 from gateway.protocol.ring import Entry
 from gateway.protocol.selector import Selection
-from gateway.protocol.slice import boundary, lost_within, slice_of
+from gateway.protocol.slice import HELD_SECONDS, boundary, lost_within, slice_of
 from gateway.store.redis import RedisStore
-
-HELD_SECONDS = 2.0
-"""A request this close to a slice's end waits for it: what would be left of the slice is too short
-for a cache to share, and one told to keep nothing may share nothing for minutes (Varnish)."""
 
 SHARED_SECONDS = 1.0
 """What must be left of it, at the least, when it is on its way."""
@@ -125,6 +121,7 @@ class Slices:
                 # Readers cannot be told within a slice; they find it gone.
                 for slice in slices:
                     slice.broken = True
+                    shares[slice] = []
                 self._forget_channel(mirror.namespace, entry)
                 continue
             for slice in slices:
@@ -132,7 +129,10 @@ class Slices:
                     shares[slice].append(entry)
         for slice, share in shares.items():
             slice.append(share)
-        self._drop_broken(running)
+            if slice.broken:
+                slice.cut_off()
+                self._take_out(slice)
+                self.counters.broken += 1
 
     def restart(self, mirror: Mirror, before: Position) -> None:
         """Cut off every slice of the namespace: its history is another one now."""
@@ -154,13 +154,6 @@ class Slices:
             for slice in slices:
                 slice.cut_off()
                 self.counters.broken += 1
-
-    def _drop_broken(self, running: Mapping[str, Sequence[Slice]]) -> None:
-        broken = [s for slices in running.values() for s in slices if s.broken]
-        for slice in broken:
-            slice.cut_off()
-            self._take_out(slice)
-            self.counters.broken += 1
 
     def _end_before(self, mirror: Mirror, position: Position) -> None:
         running = self._running.get(mirror.namespace.name, {})
@@ -246,6 +239,9 @@ class Slices:
         now_ms = await sealer.now_ms(start)
         if now_ms < start.ms:
             raise SliceAhead(number, slice_of(now_ms, seconds))
+        # Before anything is waited for: a worker that has sealed nothing yet has no work with it.
+        if now_ms - start.ms > tail.mirror.namespace.ring_age_seconds * 1000:
+            raise SliceGone(number, "evicted", tail.mirror.head, tail.mirror.head, 0.0)
         while True:
             if sealer.left_seconds(end) < HELD_SECONDS:
                 await self._await_sealed(sealer, end)
@@ -299,8 +295,6 @@ class Slices:
             for slice in self._running[mirror.namespace.name].get(channel, ()):
                 if slice.number == number:
                     return slice
-            if -sealer.left_seconds(start) > mirror.namespace.ring_age_seconds:
-                raise SliceGone(number, "evicted", mirror.head, mirror.head, 0.0)
             # One that is kept is whole yet, but served only while its ring vouches for it: a cache
             # would keep it for longer than one can resume from its end.
             if self._judge(mirror, channel, number):

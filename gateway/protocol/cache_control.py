@@ -14,7 +14,10 @@ NO_STORE = "no-store"
 STREAM = "no-cache, no-transform"
 """Streams: a proxy that compresses or rewrites one also buffers it."""
 
-UNKNOWN_CHANNEL = "public, max-age=1"
+NO_STALE_LIFE = "stale-while-revalidate=0, stale-if-error=0"
+"""Said aloud: Varnish keeps what is over for another 10 s unless it is told not to."""
+
+UNKNOWN_CHANNEL = f"public, max-age=1, {NO_STALE_LIFE}"
 """A channel that does not exist yet: a second keeps a crowd off, and hides its birth no longer."""
 
 LIFE_MARGIN_SECONDS = 10
@@ -29,9 +32,6 @@ LONG_POLL_MAX_AGE_SECONDS = 2
 NGINX looks every half second whether it has come. Nobody is told something old by it: the next
 request is for another URL.
 """
-
-NO_STALE_LIFE = "stale-while-revalidate=0, stale-if-error=0"
-"""Said aloud: Varnish keeps what is over for another 10 s unless it is told not to."""
 
 KEY_LIMIT_BYTES = 128
 """Akamai drops longer tags without a word; CloudFront allows 256, Fastly and Cloudflare 1024."""

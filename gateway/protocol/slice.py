@@ -11,6 +11,10 @@ from gateway.protocol.life import Life
 from gateway.protocol.position import Position
 from gateway.protocol.sse import encode_block
 
+HELD_SECONDS = 2.0
+"""A request this close to a slice's end waits for it: what would be left of the slice is too short
+for a cache to share, and one told to keep nothing may share nothing for minutes (Varnish)."""
+
 _LARGEST_MS = 2**53 - 1  # As in a position.
 
 

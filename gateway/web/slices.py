@@ -16,7 +16,7 @@ from gateway.protocol.cache_control import NO_STORE
 from gateway.protocol.coding import IDENTITY, negotiate_stream_coding
 from gateway.protocol.errors import GatewayError, StoreUnavailable
 from gateway.protocol.namespace import Namespace
-from gateway.protocol.slice import parse_slice_number
+from gateway.protocol.slice import HELD_SECONDS, parse_slice_number
 from gateway.protocol.sse import (
     encode_block,
     encode_gap,
@@ -73,7 +73,8 @@ class SliceHandler:
             self._check_open(tail)
             self._check_epoch(request, tail)
             slice = await self._slices.numbered(tail, channel, number)
-            # It may have been another one while we waited.
+            # Much may have happened while we waited.
+            self._check_open(tail)
             self._check_epoch(request, tail)
         except _AnotherEpoch as error:
             return _gone(str(error), "epoch")
@@ -94,8 +95,9 @@ class SliceHandler:
         try:
             self._check_open(tail)
             slice = await self._slices.current(tail, channel)
+            self._check_open(tail)
         except SliceGone as error:
-            return await self._gap(request, channel, error)
+            return await self._gap(request, namespace, channel, error)
         except GatewayError as error:
             return await self._unavailable(request, error)
         return await self._serve(request, namespace, slice)
@@ -130,7 +132,7 @@ class SliceHandler:
             if request.method == "HEAD":
                 await response.prepare(request)
             else:
-                log = slice.log(coding)
+                log = await slice.log(coding)
                 self._slices.count(slice)
                 await self._write(request, response, log)
         except (ConnectionError, TimeoutError):
@@ -177,14 +179,16 @@ class SliceHandler:
     # -- no slice -----------------------------------------------------------------------------
 
     async def _gap(
-        self, request: web.Request, channel: str, error: SliceGone
+        self, request: web.Request, namespace: Namespace, channel: str, error: SliceGone
     ) -> web.StreamResponse:
         """Tell a reader without a position that it may have missed something, and let it go.
 
         It comes back when the slice that cannot be served is over, at a moment of its own.
         """
-        over_in_ms = int(error.over_in_seconds * 1000)
-        retry_ms = over_in_ms + jittered_retry_ms(self._options.retry_ms, random.random())
+        # Not so late that it would be held until the slice after the next.
+        left_ms = (namespace.slice_seconds - HELD_SECONDS) * 1000
+        spread_ms = min(2 * self._options.retry_ms, left_ms / 2)
+        retry_ms = int(error.over_in_seconds * 1000 + random.random() * spread_ms)
         gap = encode_gap(
             id=error.newest,
             reason=error.reason,

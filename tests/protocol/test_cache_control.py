@@ -83,7 +83,7 @@ def test_no_life_is_longer_than_its_limit_or_than_before(
 def test_fixed_policies_say_what_they_are_for() -> None:
     assert NO_STORE == "no-store"
     assert STREAM == "no-cache, no-transform"
-    assert UNKNOWN_CHANNEL == "public, max-age=1"
+    assert UNKNOWN_CHANNEL == "public, max-age=1, stale-while-revalidate=0, stale-if-error=0"
 
 
 @pytest.mark.parametrize(

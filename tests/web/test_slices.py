@@ -1,7 +1,10 @@
 """`GET /slices/…`: what is refused, and what cuts a slice off."""
 
+import asyncio
+
 import pytest
 
+from gateway.protocol.position import Position
 from tests.running import Valkey
 from tests.web.client import EVENT_SOURCE, Client, open_raw
 from tests.web.conftest import Start
@@ -47,6 +50,49 @@ async def test_unknown_parameters_epochs_and_old_slices_are_refused(client: Clie
         assert answer.problem
         assert answer.headers["Cache-Control"] == "no-store"
     assert (await client.ask("POST", "/slices/current/a")).status == 405
+
+
+async def test_a_flood_of_old_numbers_costs_the_store_nothing(start: Start, redis: Valkey) -> None:
+    # A worker that has sealed nothing yet.
+    client = await start()
+    epoch, number = await epoch_of(client), await number_now(client, 30)
+    before = await redis.commands()
+    old = [client.get(f"/slices/{epoch}/{number - 200 - n}/a") for n in range(400)]
+    answers = await asyncio.gather(*old)
+    assert {(one.status, one.problem["reason"]) for one in answers} == {(410, "evicted")}
+    reader = Reader(client, f"/slices/{epoch}/{number}/a")
+    await reader.has(bool)
+    assert reader.status == 200
+    assert await redis.commands() - before < 100
+    client.gateway.slices.drain()
+
+
+async def test_a_crowd_that_is_early_asks_the_store_together(start: Start, redis: Valkey) -> None:
+    client = await start()
+    path = f"/slices/{await epoch_of(client)}/{await number_now(client, 30) + 1}/a"
+    before = await redis.commands()
+    answers = await asyncio.gather(*[client.get(path) for _ in range(400)])
+    # One, or the other if the slice began meanwhile: but they stand together.
+    assert {one.status for one in answers} <= {404, 200}
+    assert await redis.commands() - before < 200
+
+
+async def test_the_current_slice_is_chosen_by_the_clock_that_runs_ahead(
+    start: Start, redis: Valkey
+) -> None:
+    client = await start()
+    epoch, number = await epoch_of(client), await number_now(client, 30)
+    # As after a server whose time was a minute ahead.
+    ahead = f"{(number + 2) * 30_000 + 1000}-0"
+    async with redis.client() as valkey:
+        await valkey.hset("sg:{default}:meta", "clock", ahead)
+    published = await client.publish("a", b"1")
+    assert Position.parse(published) > Position.parse(ahead)
+    for path in ("/slices/current/a", f"/slices/{epoch}/{number + 2}/a"):
+        reader = Reader(client, path, EVENT_SOURCE)
+        await reader.has(lambda body: published.encode() in body)
+        assert b"event: gap" not in reader.body
+    client.gateway.slices.drain()
 
 
 async def test_a_head_tells_the_headers_and_opens_nothing(client: Client) -> None:

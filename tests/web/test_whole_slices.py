@@ -236,7 +236,7 @@ async def test_a_deleted_channel_cuts_its_slice_off_and_makes_it_gone(shared: Sh
     told = await client.get(current, EVENT_SOURCE)
     [retry, gap] = told.body.split(b"\n", 1)
     assert told.headers["Cache-Control"] == "no-store, no-transform"
-    # It waits until the slice is over, and not until the next one's last 2 s, when it would be held.
+    # It waits until the slice is over, and not until the last 2 s of the next one, which hold it.
     left_ms = end_ms - await now_ms(client)
     assert left_ms <= int(retry.removeprefix(b"retry: ")) <= most_ms + (SECONDS - 2) * 500
     assert b"event: gap" in gap

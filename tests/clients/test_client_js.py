@@ -303,6 +303,21 @@ async def test_slices_are_walked_from_an_old_position_without_asking_for_each(
     assert gateway.gateway.requests["/history"] <= 4
 
 
+async def test_slices_are_connected_before_the_channels_first_event(
+    redis: Valkey, session: aiohttp.ClientSession, browser: Browser
+) -> None:
+    # Nothing but a slice's first bytes comes for hours.
+    hours = {"slice_seconds": 7200, "ring_age_seconds": 3 * 7200}
+    async with worker(redis.url, {**SETTINGS, "namespaces": {"default": hours}}) as running:
+        page = await open_page(await browser.new_page(), running.url)
+        await read(page, running.url, "plain/quiet", transports=["slices"])
+        found = await connected(page, "plain/quiet", "slices")
+        assert (found["ids"], found["state"]) == ([], None)
+        last = await publish(session, running.url, "plain/quiet", 1)
+        assert (await reached(page, "plain/quiet", last))["ids"] == [last]
+        await page.close()
+
+
 async def test_a_slice_that_is_gone_is_made_up_for_by_history(
     gateway: Worker, session: aiohttp.ClientSession, page: Page
 ) -> None:

@@ -173,6 +173,7 @@ function hold(origin, change) {
 function blockParser(retry) {
   let rest = "";
   let block = /** @type {Block} */ ({ id: undefined, type: "", data: undefined });
+  let hasFields = false; // A `retry` alone shows that a stream has begun; a comment does not.
   return (/** @type {string} */ text) => {
     rest += text;
     const blocks = [];
@@ -182,12 +183,14 @@ function blockParser(retry) {
     rest = lines.pop() + rest.slice(end);
     for (const line of lines) {
       if (line === "") {
-        if (block.id !== undefined || block.data !== undefined || block.type) blocks.push(block);
+        if (hasFields) blocks.push(block);
         block = { id: undefined, type: "", data: undefined };
+        hasFields = false;
         continue;
       }
       const colon = line.indexOf(":");
       const name = colon < 0 ? line : line.slice(0, colon);
+      hasFields ||= name !== "";
       const value = colon < 0 ? "" : line.slice(colon + (line[colon + 1] === " " ? 2 : 1));
       if (name === "id") block.id = value;
       else if (name === "event") block.type = value;

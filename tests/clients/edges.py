@@ -75,7 +75,7 @@ async def lying_cache(origin: str, session: aiohttp.ClientSession) -> AsyncItera
     cache = LyingCache(origin, session)
     application = web.Application()
     application.router.add_get("/{path:.*}", cache.answer)
-    runner = web.AppRunner(application, shutdown_timeout=0.1)
+    runner = web.AppRunner(application, shutdown_timeout=0.1, handler_cancellation=True)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()

@@ -1,27 +1,20 @@
 """A real browser on the console, through crashes of the gateway and of the network."""
 
 import asyncio
-import json
-import shutil
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
 from playwright.async_api import Page, async_playwright
 
+from tests.clients.chromium import ARGUMENTS, find_chromium
+from tests.clients.faults import narrow
+from tests.clients.pages import publish_batch
 from tests.clients.proxy import proxy
 from tests.clients.serving import Serving, Writer, live_through_crashes, reach, serving
 from tests.running import Valkey, until, worker
-
-CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
-ARGUMENTS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-]  # fmt: skip
 
 
 @pytest.fixture
@@ -33,11 +26,9 @@ async def gateway(tmp_path: Path) -> AsyncIterator[Serving]:
 @pytest.fixture
 async def page(tmp_path: Path) -> AsyncIterator[Page]:
     """An empty page of a browser with a profile of its own."""
-    binary = next(filter(None, map(shutil.which, CHROMIUM)), None)
-    assert binary is not None, "the tests need Chromium"
     async with async_playwright() as playwright:
         context = await playwright.chromium.launch_persistent_context(
-            tmp_path / "profile", executable_path=binary, args=ARGUMENTS
+            tmp_path / "profile", executable_path=find_chromium(), args=ARGUMENTS
         )
         yield context.pages[0]
         await context.close()
@@ -121,61 +112,6 @@ async def test_the_browser_sends_back_the_id_of_a_block_without_data(
         assert await page.evaluate("seen") == [published]
 
 
-class Narrow:
-    """A way to a server that passes on what it answers only while it is `open`."""
-
-    def __init__(self, target: int) -> None:
-        self.port = 0
-        self.open = asyncio.Event()
-        self.open.set()
-        self._target = target
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Pass one connection's bytes on, both ways, until either side ends it."""
-        answers, requests = await asyncio.open_connection("127.0.0.1", self._target, limit=4096)
-
-        async def answer() -> None:
-            while data := await answers.read(4096):
-                await self.open.wait()
-                writer.write(data)
-                await writer.drain()
-
-        async def ask() -> None:
-            while data := await reader.read(4096):
-                requests.write(data)
-                await requests.drain()
-
-        pumps = [asyncio.create_task(answer()), asyncio.create_task(ask())]
-        try:
-            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for pump in pumps:
-                pump.cancel()
-            await asyncio.gather(*pumps, return_exceptions=True)
-            requests.transport.abort()
-            writer.transport.abort()
-
-
-@asynccontextmanager
-async def narrow(url: str) -> AsyncIterator[Narrow]:
-    way = Narrow(urlsplit(url).port or 0)
-    server = await asyncio.start_server(way.serve, "127.0.0.1", 0)
-    way.port = server.sockets[0].getsockname()[1]
-    async with server:
-        yield way
-
-
-async def publish(
-    session: aiohttp.ClientSession, url: str, events: list[tuple[str, str, object]]
-) -> str:
-    """Publish a batch of (channel, key, data); return the last position."""
-    names = ("channel", "key", "data")
-    lines = [json.dumps(dict(zip(names, event, strict=True))) for event in events]
-    headers = {"Content-Type": "application/x-ndjson"}
-    async with session.post(f"{url}/publish", data="\n".join(lines), headers=headers) as response:
-        return str((await response.json())["ids"][-1])
-
-
 @pytest.mark.parametrize("selector", ["boards/a", "boards/*"])
 async def test_the_console_takes_a_state_in_place_of_the_events_that_it_was_too_slow_for(
     redis: Valkey, session: aiohttp.ClientSession, page: Page, selector: str
@@ -185,7 +121,7 @@ async def test_the_console_takes_a_state_in_place_of_the_events_that_it_was_too_
         "namespaces": {"boards": {"reducer": "keyed", "conflate": True}},
     }
     async with worker(redis.url, settings) as running, narrow(running.url) as way:
-        store = partial(publish, session, running.url)
+        store = partial(publish_batch, session, running.url)
         await store([("boards/a", key, 1) for key in ("kept", "many", "old")])
         await store([("boards/b", "price", 1), ("boards/c", "price", 1)])
         await open_console(page, f"http://127.0.0.1:{way.port}", selector)

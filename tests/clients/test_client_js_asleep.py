@@ -3,73 +3,61 @@
 In a Chromium as people have it: the one that tests drive by default never hides a page.
 """
 
-import asyncio
-import re
-import shutil
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import aiohttp
 import pytest
-from playwright.async_api import BrowserContext, Page, async_playwright
+import pytest_asyncio
+from playwright.async_api import BrowserContext, Page
 
-from tests.clients.faults import Way, way_to
-from tests.clients.test_browser import ARGUMENTS, CHROMIUM
-from tests.clients.test_client_js import (
-    SETTINGS,
+from tests.clients.chromium import chromium_as_people_have_it
+from tests.clients.faults import Way
+from tests.clients.pages import (
+    ONE_LOOP,
+    PATIENT,
+    TRANSPORTS,
     connected,
     eventually,
     open_page,
     publish,
     reached,
     read,
+    redis,
     report,
+    session,
+    way,
 )
 from tests.running import Valkey, Worker, until, worker
 
-PATIENT = {**SETTINGS, "streams": {"retry_ms": 60_000, "heartbeat_seconds": 1.0}}
-"""Whoever waits for as long as it is told does not come back while a test looks on."""
+__all__ = ["redis", "session", "way"]
+
+pytestmark = ONE_LOOP
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="module")
 async def gateway(redis: Valkey) -> AsyncIterator[Worker]:
     async with worker(redis.url, PATIENT) as running:
         yield running
 
 
-@pytest.fixture
-async def way(gateway: Worker) -> AsyncIterator[Way]:
-    async with way_to(gateway.url) as opened:
-        yield opened
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def profile(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[BrowserContext]:
+    async with chromium_as_people_have_it(tmp_path_factory.mktemp("profile")) as running:
+        yield running
 
 
-@pytest.fixture
-async def context(tmp_path: Path) -> AsyncIterator[BrowserContext]:
-    """A browser whose pages are hidden when another one is in front."""
-    binary = next(filter(None, map(shutil.which, CHROMIUM)), None)
-    assert binary is not None, "the tests need Chromium"
-    process = await asyncio.create_subprocess_exec(
-        binary, "--headless", "--remote-debugging-port=0", f"--user-data-dir={tmp_path / 'user'}",
-        *ARGUMENTS, "about:blank",
-        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    output = process.stderr
-    assert output is not None
-    async with asyncio.timeout(30):
-        while not (found := re.search(rb"listening on (ws:\S+)", line := await output.readline())):
-            assert line, "Chromium did not start"
-    drain = asyncio.create_task(output.read())
-    async with async_playwright() as playwright:
-        running = await playwright.chromium.connect_over_cdp(found[1].decode(), no_defaults=True)
-        yield running.contexts[0]
-        await running.close()
-    process.terminate()
-    await process.wait()
-    await drain
+@pytest_asyncio.fixture(loop_scope="module")
+async def context(profile: BrowserContext) -> AsyncIterator[BrowserContext]:
+    """The browser, with a page of nothing; every other one is closed after the test."""
+    blank = profile.pages[0]
+    yield profile
+    await profile.set_offline(False)
+    for page in profile.pages:
+        if page is not blank:
+            await page.close()
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="module")
 async def page(context: BrowserContext, gateway: Worker) -> Page:
     return await open_page(await context.new_page(), gateway.url)
 
@@ -121,6 +109,21 @@ async def test_a_page_that_was_hidden_connects_as_soon_as_it_is_seen(
     assert (found["ids"], found["gaps"]) == (ids, [])
 
 
+async def test_a_page_that_learns_of_a_network_connects_at_once(
+    gateway: Worker, way: Way, session: aiohttp.ClientSession, page: Page
+) -> None:
+    await read(page, way.url, "plain/awake")
+    await connected(page, "plain/awake", "events")
+    way.refuses = True
+    way.cut()
+    await lost(page, "plain/awake")
+    ids = [await publish(session, gateway.url, "plain/awake", 1)]
+    way.refuses = False
+    await page.evaluate("dispatchEvent(new Event('online'))")
+    found = await reached(page, "plain/awake", ids[-1])
+    assert (found["ids"], found["gaps"]) == (ids, [])
+
+
 async def test_a_page_that_is_hidden_and_seen_again_keeps_a_connection_that_works(
     gateway: Worker, session: aiohttp.ClientSession, page: Page
 ) -> None:
@@ -152,26 +155,30 @@ async def test_a_connection_that_turns_out_to_be_dead_after_sleep_is_made_anew_a
     assert (found["ids"], found["gaps"]) == ([last], [])
 
 
-@pytest.mark.parametrize("transport", ["events", "slices", "poll"])
 async def test_a_page_that_was_frozen_has_what_it_missed_as_soon_as_it_wakes(
-    gateway: Worker, way: Way, session: aiohttp.ClientSession, page: Page, transport: str
+    gateway: Worker, way: Way, session: aiohttp.ClientSession, page: Page
 ) -> None:
-    channel = "plain/frozen"
+    channels = {f"plain/{transport}": transport for transport in TRANSPORTS}
     await keep_quiet(page)
-    await read(page, way.url, channel, transports=[transport])
-    await connected(page, channel, transport)
+    for channel, transport in channels.items():
+        await read(page, way.url, channel, transports=[transport])
+        await connected(page, channel, transport)
     await hide(page)
     await set_lifecycle(page, "frozen")
     # The network forgets who sleeps, who learns of it when awake again.
     way.refuses = True
     way.cut()
     await until(lambda: way.connections == 0)
-    ids = [await publish(session, gateway.url, channel, number) for number in range(3)]
+    ids = {
+        channel: [await publish(session, gateway.url, channel, n) for n in range(3)]
+        for channel in channels
+    }
     way.refuses = False
     await set_lifecycle(page, "active")
     await show(page)
-    found = await reached(page, channel, ids[-1])
-    assert (found["ids"], found["gaps"]) == (ids, [])
+    for channel in channels:
+        found = await reached(page, channel, ids[channel][-1])
+        assert (found["ids"], found["gaps"]) == (ids[channel], [])
 
 
 async def test_a_page_that_is_told_of_its_freezing_lets_go_of_its_connection(
@@ -198,7 +205,7 @@ async def test_a_page_without_a_network_goes_on_as_soon_as_there_is_one(
     context: BrowserContext,
     page: Page,
 ) -> None:
-    channels = {f"plain/{transport}": transport for transport in ("events", "slices", "poll")}
+    channels = {f"plain/{transport}": transport for transport in TRANSPORTS}
     for channel, transport in channels.items():
         await read(page, way.url, channel, transports=[transport])
         await connected(page, channel, transport)

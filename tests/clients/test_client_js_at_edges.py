@@ -9,8 +9,8 @@ import aiohttp
 import pytest
 from playwright.async_api import Browser
 
-from tests.clients.serving import fixed_port
-from tests.clients.test_client_js import (
+from tests.clients.pages import (
+    ONE_LOOP,
     SETTINGS,
     browser,
     connected,
@@ -19,11 +19,16 @@ from tests.clients.test_client_js import (
     publish,
     reached,
     read,
+    redis,
+    session,
 )
+from tests.clients.serving import fixed_port
 from tests.edge.running import nginx, varnish
 from tests.running import Valkey, worker
 
-__all__ = ["browser"]
+__all__ = ["browser", "redis", "session"]
+
+pytestmark = ONE_LOOP
 
 READERS = ["one", "two", "three"]
 CHANNEL = "plain/edge"

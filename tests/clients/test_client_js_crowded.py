@@ -6,25 +6,32 @@ import aiohttp
 import pytest
 from playwright.async_api import Browser, Page
 
-from tests.clients.test_client_js import (
+from tests.clients.pages import (
+    ONE_LOOP,
     SETTINGS,
+    TRANSPORTS,
     browser,
     connected,
     eventually,
     gateway,
     open_page,
+    opener,
     page,
     publish,
     reached,
     read,
+    redis,
     report,
+    session,
     snapshot,
     state_in_page,
 )
 from tests.edge.running import nginx, origin_of
 from tests.running import Worker, until
 
-__all__ = ["browser", "gateway", "page"]
+__all__ = ["browser", "gateway", "opener", "page", "redis", "session"]
+
+pytestmark = ONE_LOOP
 
 CHANNELS = [f"plain/{number}" for number in range(12)]
 HELD = 4  # As the module does by default.
@@ -51,7 +58,7 @@ async def follow_all(page: Page, url: str, transport: str) -> None:
         await eventually(page, channel, lambda found: found["status"]["connected"])
 
 
-@pytest.mark.parametrize("transport", ["events", "slices", "poll"])
+@pytest.mark.parametrize("transport", TRANSPORTS)
 async def test_many_channels_get_along_with_the_six_connections_of_a_browser(
     gateway: Worker, session: aiohttp.ClientSession, page: Page, transport: str
 ) -> None:

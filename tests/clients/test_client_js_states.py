@@ -4,22 +4,30 @@ import aiohttp
 import pytest
 from playwright.async_api import Page
 
-from tests.clients.test_client_js import (
+from tests.clients.pages import (
+    ONE_LOOP,
     QUICK,
+    TRANSPORTS,
     browser,
     connected,
+    for_each,
     gateway,
     open_page,
+    opener,
     page,
     publish,
     reached,
     read,
+    redis,
+    session,
     snapshot,
     state_in_page,
 )
 from tests.running import Worker
 
-__all__ = ["browser", "gateway", "page"]
+__all__ = ["browser", "gateway", "opener", "page", "redis", "session"]
+
+pytestmark = ONE_LOOP
 
 JSON = "application/json"
 TEXT = "text/plain"
@@ -55,26 +63,29 @@ async def publish_raw(
 
 
 @pytest.mark.parametrize("namespace", CHANGES)
-@pytest.mark.parametrize("transport", ["events", "slices", "poll"])
 async def test_the_state_of_a_page_is_the_gateways_after_every_event(
-    gateway: Worker, session: aiohttp.ClientSession, page: Page, transport: str, namespace: str
+    gateway: Worker, session: aiohttp.ClientSession, page: Page, namespace: str
 ) -> None:
-    channel = f"{namespace}/corners"
-    await read(page, gateway.url, channel, transports=[transport])
-    await connected(page, channel, transport)
-    for key, data, kind in CHANGES[namespace]:
-        last = await publish_raw(session, gateway.url, channel, key, data, kind)
-        await reached(page, channel, last)
-        expected = (await snapshot(session, gateway.url, channel))["state"]
-        assert await state_in_page(page, channel) == expected, (key, data)
+    async def compare(transport: str) -> None:
+        channel = f"{namespace}/{transport}"
+        await read(page, gateway.url, channel, transports=[transport])
+        await connected(page, channel, transport)
+        for key, data, kind in CHANGES[namespace]:
+            last = await publish_raw(session, gateway.url, channel, key, data, kind)
+            await reached(page, channel, last)
+            expected = (await snapshot(session, gateway.url, channel))["state"]
+            assert await state_in_page(page, channel) == expected, (key, data)
+
+    await for_each(TRANSPORTS, compare)
 
 
 async def test_no_value_of_a_key_looks_like_its_deletion(
     gateway: Worker, session: aiohttp.ClientSession, page: Page
 ) -> None:
     channel, url = "keyed/empty", f"{gateway.url}/publish/keyed/empty?key=a"
-    for transport in ("events", "slices", "poll"):
+    for transport in TRANSPORTS:
         await read(page, gateway.url, channel, transport, transports=[transport])
+    for transport in TRANSPORTS:
         await connected(page, transport, transport)
     for data in (b'""', b' ""\n'):
         async with session.post(url, data=data, headers={"Content-Type": JSON}) as response:
@@ -83,7 +94,7 @@ async def test_no_value_of_a_key_looks_like_its_deletion(
         last = await publish_raw(session, gateway.url, channel, "b", value.encode(), TEXT)
         expected = (await snapshot(session, gateway.url, channel))["state"]
         assert expected == ({"b": "kept"} if value else {})
-        for transport in ("events", "slices", "poll"):
+        for transport in TRANSPORTS:
             await reached(page, transport, last)
             assert await state_in_page(page, transport) == expected
 
@@ -153,18 +164,20 @@ CLOSE_AT_THE_FIRST = """async ([module, base, channel, options]) => {
 }"""
 
 
-@pytest.mark.parametrize("transport", ["events", "slices", "poll"])
 async def test_nothing_is_taken_after_a_page_has_closed_in_the_middle_of_events(
-    gateway: Worker, session: aiohttp.ClientSession, page: Page, transport: str
+    gateway: Worker, session: aiohttp.ClientSession, page: Page
 ) -> None:
-    channel = "plain/closing"
-    await publish(session, gateway.url, channel, 0)
-    held = await snapshot(session, gateway.url, channel)
-    ids = [await publish(session, gateway.url, channel, number) for number in range(1, 6)]
-    told, position, state = await page.evaluate(
-        CLOSE_AT_THE_FIRST,
-        [f"{gateway.url}/client.js", gateway.url, channel,
-         {**QUICK, "transports": [transport], "snapshot": held}],
-    )  # fmt: skip
-    # The position is that of the last event that was told: another reader may go on from it.
-    assert (told, position, state) == ([ids[0]], ids[0], 1)
+    async def close_at_the_first(transport: str) -> None:
+        channel = f"plain/{transport}"
+        await publish(session, gateway.url, channel, 0)
+        held = await snapshot(session, gateway.url, channel)
+        ids = [await publish(session, gateway.url, channel, number) for number in range(1, 6)]
+        told, position, state = await page.evaluate(
+            CLOSE_AT_THE_FIRST,
+            [f"{gateway.url}/client.js", gateway.url, channel,
+             {**QUICK, "transports": [transport], "snapshot": held}],
+        )  # fmt: skip
+        # The position is that of the last event that was told: another reader may go on from it.
+        assert (told, position, state) == ([ids[0]], ids[0], 1)
+
+    await for_each(TRANSPORTS, close_at_the_first)

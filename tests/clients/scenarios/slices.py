@@ -1,0 +1,68 @@
+"""`/client.js` on slices that end: what comes after them."""
+
+import asyncio
+
+from tests.clients.pages import (
+    SLICE_SECONDS,
+    connected,
+    open_page,
+    order,
+    publish,
+    reached,
+    read,
+    report,
+)
+from tests.clients.together import Scenario, Stage
+from tests.running import until
+
+
+async def a_slice_that_is_gone_is_made_up_for_by_history(stage: Stage) -> None:
+    gateway, session = stage.gateway, stage.session
+    page = await stage.page()
+    channel = "short/a"
+    while True:
+        ids = [await publish(session, gateway.url, channel, number) for number in range(10)]
+        if len({order(id)[0] // 1000 // SLICE_SECONDS for id in ids}) == 1:
+            break
+    # The ring has dropped what the slice began with.
+    await read(page, gateway.url, channel, transports=["slices"])
+    await connected(page, channel, "slices")
+    ids = [await publish(session, gateway.url, channel, number) for number in range(3)]
+    found = await reached(page, channel, ids[-1])
+    assert (found["ids"], found["gaps"]) == (ids, [])
+    # Two slices later it reads one that is whole.
+    asked = gateway.gateway.requests["/history"]
+    assert asked > 0
+    await until(lambda: gateway.gateway.slices.readers == 1, seconds=60)
+    asked = gateway.gateway.requests["/history"]
+    ids += [await publish(session, gateway.url, channel, number) for number in range(3)]
+    found = await reached(page, channel, ids[-1])
+    assert (found["ids"], found["gaps"]) == (ids, [])
+    assert gateway.gateway.requests["/history"] == asked
+
+
+async def two_readers_in_one_browser_read_one_slice_at_the_same_time(stage: Stage) -> None:
+    gateway, session = stage.gateway, stage.session
+    page = await stage.page()
+    # A browser that let the second wait for what the first stores would hold it back.
+    channel = "plain/both"
+    other = await open_page(await page.context.new_page(), gateway.url)
+    readers = [(page, "one"), (page, "two"), (other, "three")]
+    for tab, name in readers:
+        await read(tab, gateway.url, channel, name, transports=["slices"])
+        await connected(tab, name, "slices")
+    async with asyncio.timeout(30):
+        ids: list[str] = []
+        while gateway.gateway.slices.counters.ended < 1:
+            ids.append(await publish(session, gateway.url, channel, len(ids)))
+            for tab, name in readers:
+                await reached(tab, name, ids[-1])
+    for tab, name in readers:
+        found = await report(tab, name)
+        assert (found["ids"], found["gaps"]) == (ids, [])
+
+
+SCENARIOS: list[Scenario] = [
+    a_slice_that_is_gone_is_made_up_for_by_history,
+    two_readers_in_one_browser_read_one_slice_at_the_same_time,
+]

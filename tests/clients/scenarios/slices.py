@@ -1,10 +1,13 @@
 """`/client.js` on slices that end: what comes after them."""
 
 import asyncio
+from time import time
 
+from tests.clients.crowds import follow_each_its_own_way
 from tests.clients.pages import (
     SLICE_SECONDS,
     connected,
+    eventually,
     open_page,
     order,
     publish,
@@ -62,7 +65,31 @@ async def two_readers_in_one_browser_read_one_slice_at_the_same_time(stage: Stag
         assert (found["ids"], found["gaps"]) == (ids, [])
 
 
+async def readers_of_a_slice_that_ends_ask_for_the_next_one_by_one(stage: Stage) -> None:
+    slices, count = stage.gateway.gateway.slices, 24
+    page = await stage.page()
+    await page.clock.install()
+    await page.reload()
+    crowd = await follow_each_its_own_way(page, stage.gateway.url, stage.closing, "slices", count)
+    # With time enough to stop the clock before the slice ends.
+    await until(lambda: slices.readers == count and time() % SLICE_SECONDS < SLICE_SECONDS / 2)
+    # From here on the page's clock moves only when it is told to; the slice ends all the same.
+    now_seconds = await page.evaluate("Date.now()") / 1000
+    await page.clock.pause_at(now_seconds + 1)
+    position = (await report(page, next(iter(crowd))))["position"]
+    for name in crowd:
+        await eventually(page, name, lambda found: order(found["position"]) > order(position))
+    await until(lambda: slices.readers == 0)
+    await page.clock.run_for(100)  # Of the 200 ms that they are spread over.
+    await until(lambda: slices.readers > 0)
+    await page.evaluate("fetch('/livez').then(({ status }) => status)")
+    assert slices.readers < count
+    await page.clock.run_for(100)
+    await until(lambda: slices.readers == count)
+
+
 SCENARIOS: list[Scenario] = [
     a_slice_that_is_gone_is_made_up_for_by_history,
     two_readers_in_one_browser_read_one_slice_at_the_same_time,
+    readers_of_a_slice_that_ends_ask_for_the_next_one_by_one,
 ]

@@ -57,7 +57,7 @@ async def test_slices_are_connected_before_the_channels_first_event(
     redis: Valkey, session: aiohttp.ClientSession, opener: Opener
 ) -> None:
     # Nothing but a slice's first bytes comes for hours.
-    hours = {"slice_seconds": 7200, "ring_age_seconds": 3 * 7200}
+    hours = {"slice_seconds": 7200, "ring_age_seconds": 4 * 7200}
     async with worker(redis.url, {**SETTINGS, "namespaces": {"default": hours}}) as running:
         page = await opener(running.url)
         await read(page, running.url, "plain/quiet", transports=["slices"])

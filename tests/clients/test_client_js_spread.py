@@ -33,7 +33,7 @@ LONG: dict[str, Any] = {
     "streams": {"retry_ms": int(1000 * RETRY_SECONDS), "heartbeat_seconds": 1.0},
     "slices": {"retry_ms": int(1000 * RETRY_SECONDS)},
     # No slice ends while a test looks on.
-    "namespaces": {"default": {"slice_seconds": 7200, "ring_age_seconds": 3 * 7200}},
+    "namespaces": {"default": {"slice_seconds": 7200, "ring_age_seconds": 4 * 7200}},
 }
 """A long-poll is told no `retry`: the module's own is two seconds, too."""
 

@@ -43,7 +43,7 @@ const SHORTEST_PAUSE_MS = 100; // Whatever `retry` says.
 const LONGEST_PAUSE_MS = 30_000;
 const LONGEST_BETTER_MS = 600_000;
 const STEADY_MS = 60_000; // A transport that lasted this long works.
-const STALE_SECONDS = 60; // No edge of ours keeps what may change for as long.
+const STALE_SECONDS = 60; // At the least, whatever the answer says of its life.
 const TRIES = 3;
 const DEFAULTS = {
   transports: TRANSPORTS,
@@ -1051,13 +1051,17 @@ class Channel extends EventTarget {
    * @param {AbortSignal} life @param {number} waitSeconds
    */
   async #page(life, waitSeconds) {
-    let query = `after=${this.#position}`;
+    const after = /** @type {string} */ (this.#position);
+    let query = `after=${after}`;
     if (waitSeconds) query += `&wait=${waitSeconds}${this.#cursor && `&cursor=${this.#cursor}`}`;
     const patienceMs = (this.#options.patienceSeconds + waitSeconds + 5) * 1_000;
     const path = `history/${this.#channel}?${query}`;
     const page = await this.#open(path, life, patienceMs, (response) => this.#readPage(response));
     if (life.aborted) return false;
     if (page.gap) throw new Gap("evicted", page.next);
+    const last = page.events.at(-1);
+    // A proxy or a cache that leaves the query out gives the same page for ever.
+    if (last && comparePositions(last.id, after) <= 0) throw new Error("not the page asked for");
     for (const { id, type, key, data } of page.events)
       this.#deliver({ id, type: type ?? "message", key, data });
     this.#flush();
@@ -1087,7 +1091,9 @@ class Channel extends EventTarget {
 
 /** Whether an answer has been in caches for longer than any may keep it. @param {Response} response */
 function isStale(response) {
-  return Number(response.headers.get("Age")) > STALE_SECONDS;
+  const lives = response.headers.get("Cache-Control")?.matchAll(/(?:max-?age|validate)=(\d+)/g);
+  const lifeSeconds = [...(lives ?? [])].reduce((sum, [, seconds]) => sum + Number(seconds), 0);
+  return Number(response.headers.get("Age")) > Math.max(STALE_SECONDS, lifeSeconds);
 }
 
 /**

@@ -23,7 +23,7 @@ from tests.clients.pages import (
     three_heartbeats,
 )
 from tests.clients.together import Scenario, Stage
-from tests.running import worker
+from tests.running import until, worker
 
 
 @asynccontextmanager
@@ -83,6 +83,27 @@ async def no_retry_after_makes_it_hammer(stage: Stage) -> None:
             await page.goto("about:blank")
 
     await for_each(["99999999999", "1e99", "-5", "Fri, 31 Dec 2099 23:59:59 GMT"], be_refused)
+
+
+async def a_proxy_that_drops_the_query_is_not_hammered(stage: Stage) -> None:
+    gateway, session = stage.gateway, stage.session
+    asked: Counter[str] = Counter()
+
+    async def drop(request: web.Request) -> web.Response:
+        asked[request.path.split("/")[1]] += 1
+        async with session.get(f"{gateway.url}{request.path}") as answer:
+            body, kind = await answer.read(), answer.content_type
+            return web.Response(body=body, status=answer.status, content_type=kind, headers=SHARED)
+
+    await publish(session, gateway.url, "plain/a", 1)
+    held = await snapshot(session, gateway.url, "plain/a")
+    page = await stage.page()
+    async with answering(drop) as url:
+        await read(page, url, "plain/a", transports=["poll"], snapshot=held)
+        await until(lambda: asked["history"], 60)
+        await three_heartbeats(session, gateway.url)
+        assert asked.total() <= 40
+        await page.goto("about:blank")
 
 
 async def streams_that_end_at_once_and_ask_for_no_pause_get_one(stage: Stage) -> None:
@@ -166,6 +187,7 @@ async def a_tab_that_is_back_asks_again_for_what_it_missed_when_it_is_refused(st
 SCENARIOS: list[Scenario] = [
     a_gateway_that_lets_nobody_wait_for_so_long_is_asked_for_less,
     no_retry_after_makes_it_hammer,
+    a_proxy_that_drops_the_query_is_not_hammered,
     streams_that_end_at_once_and_ask_for_no_pause_get_one,
     a_snapshot_from_before_what_was_seen_is_not_taken_after_a_gap,
     a_tab_that_is_back_asks_again_for_what_it_missed_when_it_is_refused,

@@ -74,23 +74,27 @@ async def arrives(
             await asyncio.sleep(0.005)
 
 
-async def test_snapshots_come_in_every_coding(edges: Edges, session: aiohttp.ClientSession) -> None:
-    await publish(session, edges.origin, 1)
+@pytest.mark.parametrize("kind", ["snapshot", "full page of history"])
+async def test_documents_come_in_every_coding(
+    edges: Edges, session: aiohttp.ClientSession, kind: str
+) -> None:
+    first, *_ = [await publish(session, edges.origin, number) for number in range(EVENTS)]
+    path = "/snapshots/a" if kind == "snapshot" else f"/history/a?after={first}&limit={EVENTS - 1}"
     bodies = set()
     for url in edges.urls.values():
         for coding, unpack in WHOLE.items():
             for _ in range(2):
                 headers = {"Accept-Encoding": coding}
-                async with session.get(f"{url}/snapshots/a", headers=headers) as answer:
+                async with session.get(url + path, headers=headers) as answer:
                     assert answer.headers.get("Content-Encoding", "identity") == coding
                     assert answer.headers["Vary"] == "Accept-Encoding"
                     bodies.add(unpack(await answer.read()))
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=False)) as usual:
-            bodies.add(await (await usual.get(f"{url}/snapshots/a")).read())
+            bodies.add(await (await usual.get(url + path)).read())
         async with httpx.AsyncClient(verify=False) as other:
-            bodies.add((await other.get(f"{url}/snapshots/a")).content)
+            bodies.add((await other.get(url + path)).content)
         curl = await asyncio.create_subprocess_exec(
-            "curl", "-sk", "--compressed", f"{url}/snapshots/a", stdout=asyncio.subprocess.PIPE
+            "curl", "-sk", "--compressed", url + path, stdout=asyncio.subprocess.PIPE
         )
         bodies.add((await curl.communicate())[0])
     assert len(bodies) == 1

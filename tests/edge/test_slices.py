@@ -93,6 +93,45 @@ async def test_purges_of_a_snapshot_leave_its_running_slice_shared(shared: Share
 
 
 @together
+async def test_a_page_of_a_snapshot_and_slices_costs_the_origin_nothing_more(
+    shared: Shared,
+) -> None:
+    session = shared.session
+    kept = {"edge_max_age_seconds": 60, "slice_seconds": SECONDS}
+    async with (
+        worker(shared.redis.url, {"namespaces": {"default": kept}}) as origin,
+        varnish(shared.directory / "page", origin_of(origin.url), edit=patient) as edge,
+    ):
+        number = await at_a_beginning(origin)
+        begun = await publish(session, origin, "page", "1")
+
+        async def follow() -> tuple[str, list[bytes]]:
+            """Return where the snapshot stands, and that slice and the next one."""
+            async with session.get(f"{edge.url}/snapshots/page") as answer:
+                snapshot = await answer.json()
+            at = Position.parse(snapshot["id"]).ms // (SECONDS * 1000)
+            path = f"{edge.url}/slices/{snapshot['epoch']}/{{}}/page"
+            return snapshot["id"], [(await read(session, path.format(at + n)))[0] for n in (0, 1)]
+
+        pages = [asyncio.create_task(follow()) for _ in range(10)]
+        await until(lambda: origin.gateway.slices.readers == 1)
+        published = [await publish(session, origin, "page", str(n)) for n in range(5)]
+        results = await asyncio.gather(*pages)
+        # Whoever comes later, while the snapshot is kept, is led through the same slices.
+        results += await asyncio.gather(*[follow() for _ in range(10)])
+        asked = origin.gateway.requests
+        # Each slice was asked for once as it ran, and once as it was over.
+        assert (asked["/snapshots"], asked["/slices"]) == (1, 4)
+        results += await asyncio.gather(*[follow() for _ in range(10)])
+        assert (asked["/snapshots"], asked["/slices"]) == (1, 4)
+        for at, bodies in results:
+            assert at == begun
+            assert [id in b"".join(bodies).decode() for id in published] == [True] * 5
+            assert bodies[0].endswith(b'{"next":%d}\n\n' % (number + 1))
+        assert len({tuple(bodies) for _, bodies in results}) == 1
+
+
+@together
 async def test_a_slice_that_was_cut_off_is_kept_by_no_edge(shared: Shared) -> None:
     session, directory = shared.session, shared.directory / "cut"
     async with worker(shared.redis.url, SETTINGS) as origin:

@@ -217,8 +217,12 @@ async def publish_batch(
         return str((await response.json())["ids"][-1])
 
 
-async def snapshot(session: aiohttp.ClientSession, url: str, channel: str) -> Any:
-    async with session.get(f"{url}/snapshots/{channel}") as response:
+async def snapshot(
+    session: aiohttp.ClientSession, url: str, channel: str, published: str = ""
+) -> Any:
+    """Return a channel's document; with the position of what was just published, no older one."""
+    query = {"min": published} if published else {}
+    async with session.get(f"{url}/snapshots/{channel}", params=query) as response:
         return await response.json(content_type=None)
 
 

@@ -37,7 +37,7 @@ async def walk(gateway: Worker, session: aiohttp.ClientSession, page: Page) -> N
     first = await publish(session, gateway.url, "plain/old", 1)
     later = [await publish(session, gateway.url, "plain/old", number) for number in (2, 3)]
     # A snapshot that is an hour old, of a reader whose clock may be anywhere.
-    held = await snapshot(session, gateway.url, "plain/old")
+    held = await snapshot(session, gateway.url, "plain/old", later[-1])
     await page.evaluate("() => { const now = Date.now; Date.now = () => now() + 4000 * 1000 }")
     await read(
         page, gateway.url, "plain/old",

@@ -92,7 +92,7 @@ async def test_no_value_of_a_key_looks_like_its_deletion(
             assert 400 <= response.status < 500
     for value in ("kept", ""):
         last = await publish_raw(session, gateway.url, channel, "b", value.encode(), TEXT)
-        expected = (await snapshot(session, gateway.url, channel))["state"]
+        expected = (await snapshot(session, gateway.url, channel, last))["state"]
         assert expected == ({"b": "kept"} if value else {})
         for transport in TRANSPORTS:
             await reached(page, transport, last)
@@ -109,7 +109,7 @@ async def test_other_tabs_fold_what_the_leading_one_tells_them(
         await connected(tab, channel, "events")
     for key, data, kind in CHANGES["keyed"]:
         last = await publish_raw(session, gateway.url, channel, key, data, kind)
-    expected = (await snapshot(session, gateway.url, channel))["state"]
+    expected = (await snapshot(session, gateway.url, channel, last))["state"]
     for tab in (page, other):
         await reached(tab, channel, last)
         assert await state_in_page(tab, channel) == expected
@@ -169,8 +169,8 @@ async def test_nothing_is_taken_after_a_page_has_closed_in_the_middle_of_events(
 ) -> None:
     async def close_at_the_first(transport: str) -> None:
         channel = f"plain/{transport}"
-        await publish(session, gateway.url, channel, 0)
-        held = await snapshot(session, gateway.url, channel)
+        first = await publish(session, gateway.url, channel, 0)
+        held = await snapshot(session, gateway.url, channel, first)
         ids = [await publish(session, gateway.url, channel, number) for number in range(1, 6)]
         told, position, state = await page.evaluate(
             CLOSE_AT_THE_FIRST,

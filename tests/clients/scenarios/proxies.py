@@ -79,11 +79,11 @@ async def an_edge_that_stays_behind_is_noticed_and_never_taken_back_in_time(stag
     page = await stage.page()
     channel = "plain/stale"
     async with lying_cache(gateway.url, session) as cache:
-        await publish(session, gateway.url, channel, "old")
-        await snapshot(session, cache.url, channel)
+        old = await publish(session, gateway.url, channel, "old")
+        await snapshot(session, cache.url, channel, old)
         cache.lies = True
-        await publish(session, gateway.url, channel, "newer")
-        held = await snapshot(session, gateway.url, channel)
+        newer = await publish(session, gateway.url, channel, "newer")
+        held = await snapshot(session, gateway.url, channel, newer)
         newest = await publish(session, gateway.url, channel, "newest")
         await read(page, cache.url, channel, transports=["snapshots"], snapshot=held)
         found = await reached(page, channel, newest)
@@ -99,8 +99,8 @@ async def a_cache_that_drops_the_query_cannot_make_a_gap_go_round_and_round(stag
     page = await stage.page()
     channel = "short/round"
     async with lying_cache(gateway.url, session) as cache:
-        await publish(session, gateway.url, channel, "old")
-        await snapshot(session, cache.url, channel)
+        old = await publish(session, gateway.url, channel, "old")
+        await snapshot(session, cache.url, channel, old)
         for number in range(10):
             await publish(session, gateway.url, channel, number)
         cache.lies, cache.heeds_query = True, False

@@ -111,7 +111,7 @@ async def streams_that_end_at_once_and_ask_for_no_pause_get_one(stage: Stage) ->
     page = await stage.page()
     asked: Counter[str] = Counter()
     first = await publish(session, gateway.url, "plain/a", 1)
-    held = await snapshot(session, gateway.url, "plain/a")
+    held = await snapshot(session, gateway.url, "plain/a", first)
 
     async def end(request: web.Request) -> web.Response:
         asked[request.path] += 1
@@ -130,10 +130,10 @@ async def a_snapshot_from_before_what_was_seen_is_not_taken_after_a_gap(stage: S
     page = await stage.page()
     channel = "short/back"
     async with lying_cache(gateway.url, session) as cache:
-        await publish(session, gateway.url, channel, "old")
-        await snapshot(session, cache.url, channel)
-        await publish(session, gateway.url, channel, "seen")
-        held = await snapshot(session, gateway.url, channel)
+        old = await publish(session, gateway.url, channel, "old")
+        await snapshot(session, cache.url, channel, old)
+        seen = await publish(session, gateway.url, channel, "seen")
+        held = await snapshot(session, gateway.url, channel, seen)
         for number in range(10):
             await publish(session, gateway.url, channel, number)
         cache.lies, cache.heeds_query = True, False

@@ -1,7 +1,10 @@
 """`/client.js` on slices that end: what comes after them."""
 
 import asyncio
+from collections.abc import Callable
 from time import time
+
+from playwright.async_api import Page
 
 from tests.clients.crowds import follow_each_its_own_way
 from tests.clients.pages import (
@@ -65,17 +68,30 @@ async def two_readers_in_one_browser_read_one_slice_at_the_same_time(stage: Stag
         assert (found["ids"], found["gaps"]) == (ids, [])
 
 
+async def stop_the_clock_within_a_slice(page: Page, are_ready: Callable[[], bool]) -> None:
+    """Let a page's clock move only when it is told to, from the midst of what all its readers read.
+
+    The clock of the gateway goes on: the slice will end.
+    """
+    while True:
+        await until(lambda: are_ready() and time() % SLICE_SECONDS < SLICE_SECONDS / 2)
+        number = time() // SLICE_SECONDS
+        # It stops at a time to come: far enough for any machine, and less than readers give up at.
+        await page.clock.pause_at(await page.evaluate("Date.now()") / 1000 + 60)
+        if time() // SLICE_SECONDS == number:
+            return
+        await page.clock.resume()
+
+
 async def readers_of_a_slice_that_ends_ask_for_the_next_one_by_one(stage: Stage) -> None:
     slices, count = stage.gateway.gateway.slices, 24
     page = await stage.page()
     await page.clock.install()
     await page.reload()
-    crowd = await follow_each_its_own_way(page, stage.gateway.url, stage.closing, "slices", count)
-    # With time enough to stop the clock before the slice ends.
-    await until(lambda: slices.readers == count and time() % SLICE_SECONDS < SLICE_SECONDS / 2)
-    # From here on the page's clock moves only when it is told to; the slice ends all the same.
-    now_seconds = await page.evaluate("Date.now()") / 1000
-    await page.clock.pause_at(now_seconds + 1)
+    crowd = await follow_each_its_own_way(
+        page, stage.gateway.url, stage.closing, "slices", count, heartbeatSeconds=60
+    )
+    await stop_the_clock_within_a_slice(page, lambda: slices.readers == count)
     position = (await report(page, next(iter(crowd))))["position"]
     for name in crowd:
         await eventually(page, name, lambda found: order(found["position"]) > order(position))

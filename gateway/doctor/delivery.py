@@ -13,7 +13,7 @@ import orjson
 from gateway.doctor.finding import Finding, fault, ok, warning
 from gateway.doctor.greeting import Greeting
 from gateway.doctor.probe import Open, Probe
-from gateway.doctor.slices import HELD_SECONDS
+from gateway.doctor.slices import HELD_SECONDS, current_slice
 from gateway.doctor.streams import NO_BUFFER
 from gateway.protocol.errors import GatewayError
 
@@ -181,15 +181,13 @@ async def _measure_slice(
     probe: Probe, greeting: Greeting, publisher: Publisher, channel: str, limits: Limits
 ) -> Finding:
     """Follow the running slice by its number; the next one, when that is over too soon."""
-    ahead = greeting.seconds - time.time()
-    length = greeting.slice_seconds
     for _ in range(2):
-        number, gone = divmod(time.time() + ahead, length)
-        if length - gone < HELD_SECONDS:
+        number, left = current_slice(greeting)
+        if left < HELD_SECONDS:
             # It would be held until it is over, and the next one has most of its time before it.
-            await asyncio.sleep(length - gone + 1)
+            await asyncio.sleep(left + 1)
             number += 1
-        path = f"/slices/{greeting.epoch}/{int(number)}/{channel}"
+        path = f"/slices/{greeting.epoch}/{number}/{channel}"
         found = await _measure_stream(probe, publisher, path, limits, "a slice")
         if found is not None:
             return found

@@ -82,7 +82,8 @@ async def _examine_all(
     }
     async with asyncio.TaskGroup() as tasks:
         running = [tasks.create_task(_answered(name, one)) for name, one in checks.items()]
-    return [finding for task in running for finding in task.result()]
+    # Each once: several may come upon the same.
+    return list(dict.fromkeys(finding for task in running for finding in task.result()))
 
 
 async def _answered(check: str, one: Coroutine[None, None, list[Finding]]) -> list[Finding]:

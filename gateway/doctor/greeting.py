@@ -21,13 +21,13 @@ _INTERCEPTED = (
 
 @dataclass(frozen=True, slots=True)
 class Greeting:
-    """What a namespace says of itself. `seconds` is its Unix time, as its `Date` has it."""
+    """What a namespace says of itself. `ahead_seconds`: its `Date` less this machine's time."""
 
     epoch: str
     position: str
     slice_seconds: int
     reducer: str
-    seconds: float
+    ahead_seconds: float
 
 
 class Who(Enum):
@@ -82,7 +82,7 @@ def _read(answer: Answer) -> Greeting | None:
             str(document["id"]),
             int(document["slice_seconds"]),
             str(document["reducer"]),
-            answer.date or answer.at,
+            0.0 if answer.date is None else answer.date - answer.at,
         )
     except (KeyError, ValueError, TypeError):
         return None

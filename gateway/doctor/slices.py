@@ -1,5 +1,7 @@
 """Checks of slices: may a cache share a running one, does it come as it is made, does it last."""
 
+import time
+
 from gateway.doctor.finding import Finding, fault, ok, warning
 from gateway.doctor.greeting import Greeting
 from gateway.doctor.probe import Open, Probe
@@ -8,10 +10,19 @@ from gateway.doctor.streams import NO_BUFFER, check_idle, check_type, refused
 HELD_SECONDS = 3.0
 """A slice's last two seconds: who asks then is held until it is over; and a second for the way."""
 
+_WATCHED = 2
+"""Slices of a quiet channel: when the first is over too soon, the next one has all its time."""
+
 _UNCHANGED = (
     "NGINX: no add_header Cache-Control; no expires; for /slices/",
     "Varnish: no set resp.http.Cache-Control for /slices/",
 )
+
+
+def current_slice(greeting: Greeting) -> tuple[int, float]:
+    """Return the number of the slice that runs now, and how many seconds are left of it."""
+    number, gone = divmod(time.time() + greeting.ahead_seconds, greeting.slice_seconds)
+    return int(number), greeting.slice_seconds - gone
 
 
 async def check_slices(
@@ -19,7 +30,7 @@ async def check_slices(
 ) -> list[Finding]:
     """Follow the current slice by both its addresses."""
     found: list[Finding] = []
-    number = int(greeting.seconds) // greeting.slice_seconds
+    number, _ = current_slice(greeting)
     for path in (f"/slices/current/{channel}", f"/slices/{greeting.epoch}/{number}/{channel}"):
         async with probe.stream(
             path, patience + HELD_SECONDS, accept_encoding="identity"
@@ -37,16 +48,8 @@ async def check_slices(
 
 async def _check(stream: Open | None, patience: float) -> Finding | None:
     """Judge one slice; None when the gateway cannot vouch for it, or it was over meanwhile."""
-    if stream is None:
-        return fault("slices", "no head of a slice in time", *NO_BUFFER)
-    if stream.status in (502, 503, 504):
-        return refused(stream)
-    if stream.status in (404, 410) and "json" in stream.headers.get("Content-Type", ""):
-        return None
-    if stream.status != 200:
-        return warning("slices", f"slices answer {stream.status}",
-                       "NGINX: location /slices/ { proxy_pass http://gateway; }",
-                       "Varnish: /slices/ among the paths that are passed on")  # fmt: skip
+    if stream is None or stream.status != 200:
+        return _refusal(stream)
     if wrong := check_type(stream):
         return wrong[0]
     await stream.read(patience, lambda body: b"\n\n" in body)
@@ -55,6 +58,19 @@ async def _check(stream: Open | None, patience: float) -> Finding | None:
     if b"event: gap" in stream.body or b"event: unavailable" in stream.body:
         return None
     return _shared(stream.headers.get("Cache-Control", ""))
+
+
+def _refusal(stream: Open | None) -> Finding | None:
+    """Say what it means that there is no slice; None when the gateway itself has none."""
+    if stream is None:
+        return fault("slices", "no head of a slice in time", *NO_BUFFER)
+    if stream.status in (502, 503, 504):
+        return refused(stream)
+    if stream.status in (404, 410) and "json" in stream.headers.get("Content-Type", ""):
+        return None
+    return warning("slices", f"slices answer {stream.status}",
+                   "NGINX: location /slices/ { proxy_pass http://gateway; }",
+                   "Varnish: /slices/ among the paths that are passed on")  # fmt: skip
 
 
 def _shared(control: str) -> Finding:
@@ -77,14 +93,22 @@ def _shared(control: str) -> Finding:
 async def check_quiet_slice(
     probe: Probe, greeting: Greeting, channel: str, patience: float, idle: float
 ) -> list[Finding]:
-    """Watch a slice of a channel that says nothing: nothing but its end may end it."""
-    number = int(greeting.seconds) // greeting.slice_seconds
-    path = f"/slices/{greeting.epoch}/{number}/{channel}"
-    async with probe.stream(path, patience + HELD_SECONDS, accept_encoding="identity") as stream:
-        if stream is None or stream.status != 200:
-            return []  # Said of the other channel's slice.
-        await stream.read(idle)
-        if b"event: end" in stream.body or b"event: gap" in stream.body:
-            return []
-        found = check_idle(stream, "a quiet slice", idle)
-        return [found] if found.mend else []
+    """Watch a slice of a channel that says nothing: nothing but its end may end it.
+
+    The next one is watched, too, where the first cannot be vouched for, or ends before the time
+    is over.
+    """
+    number, _ = current_slice(greeting)
+    for path in [f"/slices/{greeting.epoch}/{number + n}/{channel}" for n in range(_WATCHED)]:
+        async with probe.stream(
+            path, patience + HELD_SECONDS, accept_encoding="identity"
+        ) as stream:
+            if stream is None or stream.status != 200:
+                if refusal := _refusal(stream):
+                    return [refusal]
+                continue
+            await stream.read(idle)
+        if b"event: end" not in stream.body:
+            found = check_idle(stream, "a quiet slice", idle)
+            return [found] if found.mend else []
+    return []

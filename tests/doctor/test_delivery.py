@@ -72,7 +72,7 @@ async def test_an_address_that_does_not_publish_is_a_fault(origin: Worker, tmp_p
 
 async def test_an_address_of_another_gateway_is_a_fault(origin: Worker, tmp_path: Path) -> None:
     async with valkey(tmp_path) as redis, worker(redis.url, SETTINGS) as other:
-        found = faults(await look(origin.url, publish_url=other.url))
+        found = faults(await look(origin.url, publish_url=other.url, **PATIENT))
         assert set(found) == {"delivery"}
         assert "another store" in found["delivery"].text
 
@@ -100,7 +100,7 @@ async def hold(address: str, reader: asyncio.StreamReader, writer: asyncio.Strea
     try:
         asking.write(await reader.readuntil(b"\r\n\r\n"))
         writer.write(await above.readuntil(b"\r\n\r\n"))
-        writer.writelines([await above.readuntil(b": heartbeat\n\n") for _ in range(4)])
+        writer.writelines([await above.readuntil(b": heartbeat\n\n") for _ in range(8)])
         while piece := await above.read(1000):
             writer.write(piece)
             await writer.drain()
@@ -125,6 +125,6 @@ async def holding(origin: Worker) -> AsyncIterator[str]:
 
 async def test_a_first_block_that_comes_with_the_next_thing_is_warned_of(origin: Worker) -> None:
     async with holding(origin) as url, Probe(url, timeout_seconds=10) as probe:
-        found = await check_stream(probe, "a/quiet", patience=0.5, idle=3.0)
+        found = await check_stream(probe, "a/quiet", patience=1.5, idle=3.5)
         assert beyond_ok(found) == ["buffering"]
         assert "together with the next thing" in found[3].text

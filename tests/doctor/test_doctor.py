@@ -1,15 +1,18 @@
 """`sse-gateway doctor`: silent about the shipped configurations, and precise about each fault."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 from gateway.doctor.finding import Finding, Level
+from gateway.doctor.greeting import greet
 from gateway.doctor.life import check_life, judge_life, oldest
 from gateway.doctor.pages import check_collapsing
 from gateway.doctor.probe import Probe
+from gateway.doctor.slices import HELD_SECONDS, check_quiet_slice, current_slice
 from gateway.protocol.position import ORIGIN, Position
 from tests.doctor.breaking import HELD_STREAMS, HTML, Edit, both, cut_out, inside, replaced
 from tests.doctor.looking import (
@@ -67,11 +70,8 @@ BROKEN: dict[str, tuple[set[str], Edit]] = {
     "a stream is refused": ({"stream"}, inside("/events", "return 401;")),
     "a stream is answered 502": ({"dead-origin"}, inside("/events", "return 502;",
                                                         without="error_page")),
-    "a quiet stream is cut": (
-        {"idle"}, inside("/events", "proxy_read_timeout 100ms;", without="proxy_read_timeout"),
-    ),
-    "a quiet slice is cut": (
-        {"idle"}, inside("/slices/", "proxy_read_timeout 100ms;", without="proxy_read_timeout"),
+    "a quiet slice alone is answered 504": (
+        {"dead-origin"}, inside("/slices/", "if ($uri ~ /doctor-) { return 504; }"),
     ),
     "streams may not be read from other sites": (
         {"cors"}, inside("/events", "proxy_hide_header Access-Control-Allow-Origin;"),
@@ -136,7 +136,11 @@ WARNED: dict[str, tuple[set[str], Edit]] = {
 
 
 async def found_behind(
-    origin: Worker, directory: Path, edits: Mapping[str, Edit], level: Level = Level.FAULT
+    origin: Worker,
+    directory: Path,
+    edits: Mapping[str, Edit],
+    level: Level = Level.FAULT,
+    idle: float = 1.0,
 ) -> Found:
     """Examine many broken configurations, some at a time, for most of it is waiting."""
     turns = asyncio.Semaphore(12)
@@ -146,7 +150,7 @@ async def found_behind(
             turns,
             nginx(directory / str(number), origin_of(origin.url), edit=edit) as edge,
         ):
-            found = await look(edge.url, patience=3.0, idle=2.0)
+            found = await look(edge.url, patience=3.0, idle=idle)
             return {one.check: one for one in found if one.level is level}
 
     found = await asyncio.gather(*[one(*pair) for pair in enumerate(edits.values())])
@@ -201,22 +205,63 @@ async def test_a_crowd_that_is_not_collapsed_is_warned_of(origin: Worker, tmp_pa
         assert "reach the gateway" in found.text
 
 
-async def test_a_busy_channel_does_not_hide_that_quiet_ones_are_cut(tmp_path: Path) -> None:
-    settings = {**SETTINGS, "streams": {"heartbeat_seconds": 60.0}}
-    edit = inside("/events", "proxy_read_timeout 500ms;", without="proxy_read_timeout")
+CUT: dict[str, tuple[set[str], Edit]] = {
+    "a quiet stream is cut": (
+        {"idle"}, inside("/events", "proxy_read_timeout 4s;", without="proxy_read_timeout"),
+    ),
+    "a quiet slice is cut": (
+        {"idle"}, inside("/slices/", "proxy_read_timeout 4s;", without="proxy_read_timeout"),
+    ),
+}  # fmt: skip
+"""A time limit that cuts nothing but silence: the first answer may be held for two seconds."""
+
+
+@asynccontextmanager
+async def rare_heartbeats(directory: Path) -> AsyncIterator[Worker]:
+    """Run a gateway that says nothing of its own accord while anybody looks."""
+    settings = {
+        **SETTINGS,
+        "streams": {"heartbeat_seconds": 60.0},
+        "namespaces": {**SETTINGS["namespaces"], "short": {"slice_seconds": 6}},
+    }
+    async with valkey(directory) as redis, worker(redis.url, settings) as running:
+        yield running
+
+
+async def first_about_to_end(running: Worker, directory: Path) -> list[Finding]:
+    """Watch a quiet slice that is cut, but so late that its end comes before."""
+    _, edit = CUT["a quiet slice is cut"]
     async with (
-        valkey(tmp_path / "valkey") as redis,
-        worker(redis.url, settings) as running,
-        nginx(tmp_path / "nginx", origin_of(running.url), edit=edit) as edge,
+        nginx(directory, origin_of(running.url), edit=edit) as edge,
+        probing(edge) as probe,
     ):
+        greeting, _ = await greet(probe, "short/a", "short/quiet")
+        async with asyncio.timeout(20):
+            while current_slice(greeting)[1] > HELD_SECONDS:
+                await asyncio.sleep(0.05)
+        return await check_quiet_slice(probe, greeting, "short/quiet", patience=10.0, idle=10.0)
+
+
+async def test_a_cut_is_found_however_busy_other_channels_and_however_soon_a_slice_ends(
+    tmp_path: Path,
+) -> None:
+    edits = {case: edit for case, (_, edit) in CUT.items()}
+    async with rare_heartbeats(tmp_path / "valkey") as running:
         await publish(running.url, "a/b", b"0")
-        looking = asyncio.create_task(look(edge.url, patience=10.0, idle=3.0))
+        looking = asyncio.gather(
+            found_behind(running, tmp_path, edits, idle=6.0),
+            first_about_to_end(running, tmp_path / "ending"),
+        )
         while not looking.done():
             await publish(running.url, "a/b", b"1")
             await asyncio.wait([looking], timeout=0.05)
-        found = faults(await looking)
-        assert set(found) == {"idle"}
-        assert "before a heartbeat came" in found["idle"].text
+        found, ending = await looking
+    assert {case: set(checks) for case, checks in found.items()} == {
+        case: checks for case, (checks, _) in CUT.items()
+    }
+    assert all("before a heartbeat came" in checks["idle"].text for checks in found.values())
+    assert [one.check for one in ending] == ["idle"]
+    assert "a quiet slice was cut" in ending[0].text
 
 
 async def test_a_gateway_of_other_settings_is_no_fault(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from gateway.doctor.delivery import Limits, check_delivery, publishing
 from gateway.doctor.finding import Finding, Level, fault, ok, warning
 from gateway.doctor.greeting import Greeting, NoGreeting, Who, greet
 from gateway.doctor.life import check_life
+from gateway.doctor.no_store import check_no_store
 from gateway.doctor.pages import check_collapsing, check_long_poll, check_parameters
 from gateway.doctor.probe import NotReached, Probe
 from gateway.doctor.slices import check_quiet_slice, check_slices
@@ -77,6 +78,7 @@ async def _examine_all(
         "collapsing": check_collapsing(probe, channel),
         "long-poll": check_long_poll(probe, greeting, quiet, what.idle),
         "slices": check_slices(probe, greeting, channel, patience),
+        "no-store": check_no_store(probe, greeting, channel),
         "idle": check_quiet_slice(probe, greeting, quiet, patience, what.idle),
         "delivery": _check_delivery(what, probe, greeting),
     }

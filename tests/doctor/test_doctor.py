@@ -37,7 +37,8 @@ async def test_the_shipped_nginx_has_no_fault(origin: Worker, tmp_path: Path) ->
         assert {one.check for one in found} == {
             "http2", "gateway", "no-transform", "stream-compression", "cors", "buffering",
             "first-block", "idle", "compression", "vary", "etag", "cached", "clock", "stale",
-            "cors-snapshots", "life", "query", "collapsing", "long-poll", "slices", "delivery",
+            "cors-snapshots", "life", "query", "collapsing", "long-poll", "slices", "no-store",
+            "delivery",
         }  # fmt: skip
         assert len([one for one in found if one.check == "delivery"]) == 3
         assert beyond_ok(await look(edge.url, **PATIENT)) == ["http2"]
@@ -83,6 +84,15 @@ BROKEN: dict[str, tuple[set[str], Edit]] = {
     ),
     "slices may be played again": (
         {"slices"}, inside("/slices/", f'{HIDDEN} "public, max-age=30";'),
+    ),
+    "what says no-store is kept": (
+        {"no-store"},
+        inside("/slices/", "proxy_ignore_headers Cache-Control X-Accel-Expires; "
+               "proxy_cache_valid any 60s;"),
+    ),
+    "a page that cannot be is kept": (
+        {"no-store"}, inside("/history", "proxy_ignore_headers Cache-Control X-Accel-Expires; "
+                             "proxy_cache_valid any 60s;"),
     ),
     "the gateway is asked over HTTP/1.0": (
         {"http-1.0"}, replaced("proxy_http_version 1.1;", "proxy_http_version 1.0;"),
@@ -308,11 +318,23 @@ async def test_a_server_without_http_2_is_warned_of(origin: Worker, tmp_path: Pa
         assert beyond_ok(await look(edge.tls_url, **PATIENT)) == ["http2"]
 
 
-async def test_a_clock_that_is_off_is_found(origin: Worker, tmp_path: Path) -> None:
+async def test_what_a_varnish_does_wrong_is_found(origin: Worker, tmp_path: Path) -> None:
     wrong = 'unset resp.http.xkey;\n    set resp.http.Date = "Tue, 01 Jan 2030 00:00:00 GMT";'
-    edit = replaced("unset resp.http.xkey;", wrong)
-    async with varnish(tmp_path, origin_of(origin.url), edit=edit) as edge:
-        assert set(faults(await look(edge.url, **PATIENT))) == {"clock"}
+    edits = {
+        "clock": replaced("unset resp.http.xkey;", wrong),
+        "no-store": replaced(
+            ' || beresp.http.Cache-Control ~ "(?i)no-store|no-cache|private"', ""
+        ),
+    }  # fmt: skip
+
+    async def one(check: str, edit: Edit) -> dict[str, Finding]:
+        async with varnish(tmp_path / check, origin_of(origin.url), edit=edit) as edge:
+            return faults(await look(edge.url, **PATIENT))
+
+    found = await asyncio.gather(*[one(*pair) for pair in edits.items()])
+    assert [set(one) for one in found] == [{check} for check in edits]
+    assert "(404, Age " in found[1]["no-store"].text
+    assert found[1]["no-store"].mend
 
 
 async def test_a_channel_that_is_too_busy_for_its_ring_is_warned_of(origin: Worker) -> None:

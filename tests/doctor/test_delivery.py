@@ -36,7 +36,7 @@ async def test_what_it_published_is_gone_afterwards(origin: Worker, tmp_path: Pa
 
 async def held_ways(edge: Edge, origin: Worker) -> tuple[list[str], set[str]]:
     """Return by which ways events are found to be late, and all checks that find fault."""
-    found = await look(edge.url, patience=1.5, publish_url=origin.url)
+    found = await look(edge.url, patience=2.0, publish_url=origin.url)
     late = [one for one in found if one.check == "delivery" and one.level is Level.FAULT]
     ways = [way for one in late for way in ("/events", "slice", "long-poll") if way in one.text]
     return ways, set(faults(found))

@@ -63,8 +63,10 @@ class Slices:
     """All slices that somebody reads, or read a short while ago, on this worker.
 
     A channel's current slice is *running*: the tail fills it. It is dropped when its last reader
-    leaves, for it can be made again from the ring. Slices that are over are kept, the least
-    recently used dropped beyond `limit_bytes`.
+    leaves, for it can be made again from the ring. It has at most twice `ring_limit_bytes` in each
+    coding that is read; all of them have no bound together, for none that is read can be dropped:
+    the subscribers' limit bounds their number. Slices that are over are kept, the least recently
+    used dropped beyond `limit_bytes`.
     """
 
     def __init__(

@@ -6,7 +6,9 @@ import subprocess
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from gateway.cli.nginx_config import Edge as Places
@@ -31,16 +33,26 @@ class Edge:
         )
 
 
+@cache
+def _certified() -> tuple[bytes, bytes]:
+    """Make a certificate of one's own for loopback, and its key; once, for it takes a while."""
+    with TemporaryDirectory() as directory:
+        made, key = Path(directory, "tls.pem"), Path(directory, "tls.key")
+        subprocess.run(
+            ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
+             "-nodes", "-days", "2", "-subj", "/CN=localhost", "-addext",
+             "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", str(key), "-out", str(made)],
+            check=True, capture_output=True,
+        )  # fmt: skip
+        return made.read_bytes(), key.read_bytes()
+
+
 def certificate(directory: Path) -> tuple[Path, Path]:
-    """Make a certificate of one's own for loopback; return its file and its key's."""
-    made, key = directory / "tls.pem", directory / "tls.key"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
-         "-nodes", "-days", "2", "-subj", "/CN=localhost", "-addext",
-         "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", str(key), "-out", str(made)],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    return made, key
+    """Put a certificate for loopback into a directory; return its file and its key's."""
+    files = directory / "tls.pem", directory / "tls.key"
+    for file, content in zip(files, _certified(), strict=True):
+        file.write_bytes(content)
+    return files
 
 
 async def listens(port: int) -> bool:

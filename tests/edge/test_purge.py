@@ -118,6 +118,26 @@ async def test_a_worker_that_is_behind_cannot_put_the_old_state_back(
             assert set((await states(session, edge)).values()) == {"new"}
 
 
+async def test_what_changed_while_nobody_purged_is_new_at_the_edge_soon_after_the_start(
+    redis: Valkey, session: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    port = free_port()
+    async with nginx(tmp_path, f"127.0.0.1:{port}") as edge:
+        given = settings("nginx", edge)
+        async with worker(redis.url, given, port=port) as first:
+            await publish(session, first, "old")
+            async with asyncio.timeout(20):
+                while set((await states(session, edge)).values()) != {"old"}:
+                    await asyncio.sleep(0.05)
+        async with worker(redis.url) as alone:
+            await publish(session, alone, "new")
+        assert set((await states(session, edge)).values()) == {"old"}
+        async with worker(redis.url, given, port=port):
+            async with asyncio.timeout(20):
+                while set((await states(session, edge)).values()) != {"new"}:
+                    await asyncio.sleep(0.05)
+
+
 async def test_varnish_drops_what_it_has_of_many_channels_with_long_names(
     redis: Valkey, session: aiohttp.ClientSession, tmp_path: Path
 ) -> None:

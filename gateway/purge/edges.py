@@ -1,14 +1,17 @@
 """NGINX and Varnish of one's own: their snapshots are fetched anew through them."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import product
 
 from gateway.protocol.cache_control import channel_key
 from gateway.protocol.coding import CODINGS
+from gateway.protocol.position import Position
 from gateway.purge.request import Requests
 from gateway.purge.target import Purge
 
 _AT_ONCE = 16  # Requests under way; an edge passes each on to a gateway.
+_HEADER_LIMIT_BYTES = 4096  # Half of what Varnish takes (http_req_hdr_len); beyond, it answers 400.
 
 
 class NginxTarget:
@@ -23,32 +26,33 @@ class NginxTarget:
     def __init__(self, requests: Requests, urls: Sequence[str], base_path: str) -> None:
         self._requests = requests
         self._prefixes = [f"{url}{base_path}/snapshots/" for url in urls]
-        self._turns = asyncio.Semaphore(_AT_ONCE)
 
     async def purge(self, namespace: str, purges: Sequence[Purge]) -> None:
-        """Fetch each channel's snapshot anew in every coding; raises PurgeFailed."""
-        outcomes = await asyncio.gather(
-            *[
-                self._refresh(prefix, one, coding)
-                for prefix in self._prefixes
-                for one in purges
-                for coding in CODINGS
-            ],
-            return_exceptions=True,
-        )
-        for outcome in outcomes:
-            if outcome is not None:
-                raise outcome
+        """Fetch each channel's snapshot anew in every coding, up to the first failure.
 
-    async def _refresh(self, prefix: str, purge: Purge, coding: str) -> None:
+        Raises PurgeFailed.
+        """
+        turns = asyncio.Semaphore(_AT_ONCE)
+        try:
+            async with asyncio.TaskGroup() as refreshes:
+                for prefix, one, coding in product(self._prefixes, purges, CODINGS):
+                    url = prefix + one.channel
+                    refreshes.create_task(self._refresh(turns, url, one.position, coding))
+        except ExceptionGroup as failures:
+            # The rest was given up: an edge that is down is not asked for each of them.
+            raise failures.exceptions[0] from None
+
+    async def _refresh(
+        self, turns: asyncio.Semaphore, url: str, position: Position, coding: str
+    ) -> None:
         headers = {
             "X-Refresh": "1",
-            "Minimum-Position": str(purge.position),
+            "Minimum-Position": str(position),
             "Accept-Encoding": coding,
         }
-        async with self._turns:
+        async with turns:
             # A channel that ended is gone, which is the new state.
-            await self._requests.send("GET", prefix + purge.channel, headers, fine=(404,))
+            await self._requests.send("GET", url, headers, fine=(404,))
 
 
 class VarnishTarget:
@@ -68,10 +72,22 @@ class VarnishTarget:
     async def purge(self, namespace: str, purges: Sequence[Purge]) -> None:
         """Fetch snapshots anew, and purge all that is kept of what ended; raises PurgeFailed."""
         await self._refresh.purge(namespace, purges)
-        keys = " ".join(channel_key(one.channel) for one in purges if one.ended)
-        if keys:
-            # Fetched first: whoever fetches after the purge does so with the new ETag, for which a
-            # worker that is behind waits.
-            headers = {"xkey-softpurge": keys}
+        # Fetched first: whoever fetches after the purge does so with the new ETag, for which a
+        # worker that is behind waits.
+        for keys in _in_headers(channel_key(one.channel) for one in purges if one.ended):
             for url in self._urls:
-                await self._requests.send("PURGE", f"{url}{self._base_path}/", headers)
+                await self._requests.send(
+                    "PURGE", f"{url}{self._base_path}/", {"xkey-softpurge": keys}
+                )
+
+
+def _in_headers(keys: Iterable[str]) -> Iterator[str]:
+    """Yield all keys, joined to values of one header each."""
+    value = ""
+    for key in keys:
+        if value and len(value) + 1 + len(key) > _HEADER_LIMIT_BYTES:
+            yield value
+            value = ""
+        value = f"{value} {key}" if value else key
+    if value:
+        yield value

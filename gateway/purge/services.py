@@ -1,6 +1,6 @@
 """CDNs and webhooks: told by their HTTP interfaces which keys are old.
 
-Sources: Fastly API, "Purge" (POST /service/{id}/purge, Surrogate-Key, Fastly-Soft-Purge);
+Sources: Fastly API, "Purge" (POST /service/{id}/purge, surrogate_keys, Fastly-Soft-Purge);
 Cloudflare API, "Purge Cached Content" (POST /zones/{id}/purge_cache, tags);
 Standard Webhooks (webhook-id, webhook-timestamp, webhook-signature).
 """
@@ -29,6 +29,7 @@ class FastlyTarget:
         self._requests = requests
         self._url = f"{url}/service/{service}/purge"
         self._headers = {
+            **_JSON,
             "Fastly-Key": token,
             "Fastly-Soft-Purge": "1",
             "Accept": "application/json",
@@ -36,8 +37,9 @@ class FastlyTarget:
 
     async def purge(self, namespace: str, purges: Sequence[Purge]) -> None:
         """Purge by surrogate key; raises PurgeFailed."""
-        keys = " ".join(key_of(one) for one in purges)
-        await self._requests.send("POST", self._url, {**self._headers, "Surrogate-Key": keys})
+        # In the body, where keys may be given as well: 256 of them do not fit into a header.
+        body = orjson.dumps({"surrogate_keys": [key_of(one) for one in purges]})
+        await self._requests.send("POST", self._url, self._headers, body)
 
 
 class CloudflareTarget:

@@ -19,7 +19,7 @@ from gateway.protocol.errors import (
 from gateway.protocol.event import NewEvent
 from gateway.protocol.life import Life
 from gateway.protocol.namespace import Namespace
-from gateway.protocol.position import Position
+from gateway.protocol.position import ORIGIN, Position
 from gateway.store.commands import Commands
 from gateway.store.connection import Server, parse_info
 from gateway.store.scripts import (
@@ -312,14 +312,26 @@ class RedisStore:
         self.observe(namespace, min(boundary, life.clock))
         return life, int(reply[1])
 
-    async def hold(self, namespace: str, lease: str, token: str, seconds: float) -> bool:
+    async def hold(
+        self,
+        namespace: str,
+        lease: str,
+        token: str,
+        seconds: float,
+        due_from: Position | None = None,
+    ) -> tuple[bool, Position]:
         """Take a lease, or keep it for longer; False when another token holds it.
 
-        With 0 seconds it is let go of.
+        With 0 seconds it is let go of. `due_from`, from where on its work is still to be done, is
+        noted unless another token holds it. Returned is what was noted last, ORIGIN for nothing.
         """
         key = self._keys[namespace].lease(lease)
-        reply = await self._commands.run(namespace, HOLD, [key], [token, int(seconds * 1000)])
-        return bool(reply)
+        note = f"{key}:due_from"
+        given = "" if due_from is None else str(due_from)
+        held, noted = await self._commands.run(
+            namespace, HOLD, [key, note], [token, int(seconds * 1000), given]
+        )
+        return bool(held), self._parse(namespace, note, parse_position, noted) if noted else ORIGIN
 
     async def sweep(self, namespace: str, channels: Sequence[str]) -> int:
         """Drop index entries of channels without ring and state; return how many went.

@@ -10,6 +10,10 @@ import aiohttp
 import orjson
 import pytest
 
+from gateway.protocol.position import Position
+from gateway.purge.edges import VarnishTarget
+from gateway.purge.request import Requests
+from gateway.purge.target import Purge
 from tests.edge.running import Edge, nginx, varnish
 from tests.edge.test_codings import WHOLE
 from tests.running import Valkey, Worker, free_port, until, worker
@@ -112,3 +116,55 @@ async def test_a_worker_that_is_behind_cannot_put_the_old_state_back(
             await until(lambda: not ahead.gateway.purging.purgers["default"].pending)
             assert behind.gateway.requests["/snapshots"]
             assert set((await states(session, edge)).values()) == {"new"}
+
+
+async def test_what_changed_while_nobody_purged_is_new_at_the_edge_soon_after_the_start(
+    redis: Valkey, session: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    port = free_port()
+    async with nginx(tmp_path, f"127.0.0.1:{port}") as edge:
+        given = settings("nginx", edge)
+        async with worker(redis.url, given, port=port) as first:
+            await publish(session, first, "old")
+            async with asyncio.timeout(20):
+                while set((await states(session, edge)).values()) != {"old"}:
+                    await asyncio.sleep(0.05)
+        async with worker(redis.url) as alone:
+            await publish(session, alone, "new")
+        assert set((await states(session, edge)).values()) == {"old"}
+        async with worker(redis.url, given, port=port):
+            async with asyncio.timeout(20):
+                while set((await states(session, edge)).values()) != {"new"}:
+                    await asyncio.sleep(0.05)
+
+
+async def test_varnish_drops_what_it_has_of_many_channels_with_long_names(
+    redis: Valkey, session: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    port = free_port()
+    # Longer ones have a hash for a key.
+    names = [f"{number:0>120}" for number in range(VarnishTarget.batch_limit)]
+    lines = b"".join(orjson.dumps({"channel": name, "data": 1}) + b"\n" for name in names)
+
+    async def status(edge: Edge, name: str, after: str) -> int:
+        async with session.get(f"{edge.url}/history/{name}?after={after}&limit=1") as answer:
+            return answer.status
+
+    async with worker(redis.url, port=port) as own, varnish(tmp_path, f"127.0.0.1:{port}") as edge:
+        async with session.post(f"{own.url}/publish/first", data=b"1") as answer:
+            first = (await answer.json())["id"]
+        ndjson = {"Content-Type": "application/x-ndjson"}
+        async with session.post(f"{own.url}/publish", data=lines, headers=ndjson) as answer:
+            assert answer.status == 200
+        await until(lambda: len(own.gateway.tails["default"].mirror.index) > len(names))
+        assert {await status(edge, name, first) for name in names} == {200}
+        purges = []
+        for name in names:
+            async with session.delete(f"{own.url}/channels/{name}") as answer:
+                purges.append(Purge(name, Position.parse((await answer.json())["id"]), ended=True))
+        # Kept: a full page can change no more.
+        assert {await status(edge, name, first) for name in names} == {200}
+        requests = Requests(20.0)
+        await VarnishTarget(requests, [edge.internal_url], "").purge("default", purges)
+        await requests.aclose()
+        assert {await status(edge, name, first) for name in names} == {404}

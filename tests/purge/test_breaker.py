@@ -13,6 +13,16 @@ def test_a_failure_is_tried_again_later_each_time_and_once_a_minute_at_last() ->
     assert pauses[-1] == 60.0
 
 
+def test_a_target_that_is_down_for_an_hour_is_tried_some_hundred_times() -> None:
+    # As often as it can be, with the shortest pause each time.
+    breaker, now, tries = Breaker(), 0.0, 0
+    while now < 3600.0:
+        breaker.failed(now, 0.0)
+        now = breaker.ready_at
+        tries += 1
+    assert 100 < tries < 140
+
+
 def test_after_five_failures_it_is_open_until_one_call_works() -> None:
     breaker = Breaker()
     seen = []

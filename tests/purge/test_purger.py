@@ -1,42 +1,16 @@
 """Purges after events: by one worker, not too often, the last change always, until it worked."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import Any
 
 import aiohttp
 import orjson
 import pytest
 
-from tests.purge.recorder import Recorder, recorder
-from tests.running import Valkey, Worker, until, worker
-
-
-@pytest.fixture
-async def hook() -> AsyncIterator[Recorder]:
-    async with recorder() as running:
-        yield running
-
-
-def settings(hook: Recorder, **purge: Any) -> dict[str, Any]:
-    return {
-        "namespaces": {"default": {"purge": "webhook"}},
-        "purge": {"webhook_url": hook.url, "webhook_secret": "s", **purge},
-    }
-
-
-async def publish(session: aiohttp.ClientSession, origin: Worker, channel: str) -> str:
-    async with session.post(f"{origin.url}/publish/{channel}", data=b"1") as answer:
-        return str((await answer.json())["id"])
-
-
-def purged(hook: Recorder) -> list[tuple[str, str]]:
-    """Return the channels and positions that were sent, in order."""
-    return [
-        (one["channel"], one["id"])
-        for request in hook.received
-        for one in orjson.loads(request.body)["channels"]
-    ]
+from gateway.protocol.errors import StoreRefused
+from gateway.protocol.position import ORIGIN, Position
+from tests.purge.hook import publish, purged, settings
+from tests.purge.recorder import Recorder
+from tests.running import Valkey, until, worker
 
 
 async def test_a_change_is_purged_and_many_are_purged_together(
@@ -127,14 +101,43 @@ async def test_a_target_that_stays_down_costs_little_and_holds_nobody_up(
 
 async def test_a_lease_has_one_holder(redis: Valkey) -> None:
     async with worker(redis.url) as origin:
-        store = origin.gateway.store
-        assert await store.hold("default", "x", "one", 60)
-        assert not await store.hold("default", "x", "two", 60)
-        assert await store.hold("default", "x", "one", 60)
-        assert not await store.hold("default", "x", "two", 0)
-        assert not await store.hold("default", "x", "two", 60)
-        assert not await store.hold("default", "x", "one", 0)
-        assert await store.hold("default", "x", "two", 0.05)
+        hold = origin.gateway.store.hold
+        held, refused = (True, ORIGIN), (False, ORIGIN)
+        assert await hold("default", "x", "one", 60) == held
+        assert await hold("default", "x", "two", 60) == refused
+        assert await hold("default", "x", "one", 60) == held
+        assert await hold("default", "x", "two", 0) == refused
+        assert await hold("default", "x", "two", 60) == refused
+        assert await hold("default", "x", "one", 0) == refused
+        assert await hold("default", "x", "two", 0.05) == held
         async with asyncio.timeout(10):
-            while not await store.hold("default", "x", "one", 60):
+            while await hold("default", "x", "one", 60) != held:
                 await asyncio.sleep(0.02)
+
+
+async def test_what_a_lease_was_for_is_noted_by_its_holder_and_outlives_it(redis: Valkey) -> None:
+    async with worker(redis.url) as origin:
+        hold = origin.gateway.store.hold
+        first, second = Position(7, 1), Position(8, 0)
+        assert await hold("default", "x", "one", 60, first) == (True, first)
+        assert await hold("default", "x", "two", 60, second) == (False, first)
+        assert await hold("default", "x", "one", 0) == (False, first)
+        assert await hold("default", "x", "two", 60) == (True, first)
+        assert await hold("default", "x", "two", 0, second) == (False, second)
+        assert await hold("default", "y", "two", 60) == (True, ORIGIN)
+
+
+async def test_a_foreign_value_in_place_of_the_note_is_refused_by_name_and_ends_nothing(
+    redis: Valkey, session: aiohttp.ClientSession, hook: Recorder
+) -> None:
+    key = "sg:{default}:lease:purge:due_from"
+    async with worker(redis.url, settings(hook)) as origin, redis.client() as client:
+        await client.set(key, b"hello \xff")
+        with pytest.raises(StoreRefused, match=key):
+            await origin.gateway.store.hold("default", "purge", "one", 0)
+        purger = origin.gateway.purging.purgers["default"]
+        purger._lease_seconds = 0.5
+        last = await publish(session, origin, "a")
+        await until(lambda: purger.pending)
+        await client.delete(key)
+        await until(lambda: ("a", last) in purged(hook))

@@ -44,8 +44,19 @@ async def test_fastly_is_purged_softly_by_keys(requests: Requests, server: Recor
     assert (one.method, one.path) == ("POST", "/service/SERVICE/purge")
     assert one.headers["Fastly-Key"] == "TOKEN"
     assert one.headers["Fastly-Soft-Purge"] == "1"
-    assert one.headers["Surrogate-Key"].split(" ") == KEYS
+    assert one.headers["Content-Type"] == "application/json"
+    assert orjson.loads(one.body) == {"surrogate_keys": KEYS}
     assert FastlyTarget.batch_limit == 256
+
+
+async def test_fastly_takes_a_whole_batch_of_long_names(
+    requests: Requests, server: Recorder
+) -> None:
+    names = [f"{number:0>120}" for number in range(FastlyTarget.batch_limit)]
+    purges = [Purge(name, Position(7, 1)) for name in names]
+    await FastlyTarget(requests, server.url, "SERVICE", "TOKEN").purge("default", purges)
+    [one] = server.received
+    assert orjson.loads(one.body) == {"surrogate_keys": [f"st.{name}" for name in names]}
 
 
 async def test_cloudflare_is_purged_by_tags(requests: Requests, server: Recorder) -> None:

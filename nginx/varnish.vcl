@@ -10,7 +10,7 @@
 #
 # With a base_path, as in /live, put it into the paths:
 #
-#     sed 's|"^/|"^/live/|; s|"/livez"|"/live/livez"|' varnish.vcl
+#     sed 's|"^/|"^/live/|g; s|"/livez"|"/live/livez"|' varnish.vcl
 #
 # A reader of a slice or a long-poll takes a thread for as long as it lasts: thread_pools times
 # thread_pool_max (2 times 5000) is how many there can be.

@@ -81,6 +81,7 @@ def _changes(settings: Settings, edge: Edge) -> list[tuple[str, str]]:
     base = settings.base_path
     streams = max(60, math.ceil(4 * settings.streams.heartbeat_seconds))
     wait = settings.history.wait_limit_seconds + _COMFORT_SECONDS
+    snapshot = math.ceil(settings.snapshots.wait_seconds) + 1
     longest = max(own.ring_age_seconds for own in settings.namespaces.values())
     trusted = "".join(f"    set_real_ip_from {one};\n" for one in edge.trusted)
     body = math.ceil(settings.publish.batch_limit_bytes / 2**20)
@@ -97,6 +98,7 @@ def _changes(settings: Settings, edge: Edge) -> list[tuple[str, str]]:
         ("    set_real_ip_from 127.0.0.1;\n", trusted),
         ("inactive=70m", f"inactive={math.ceil(longest / 60) + 10}m"),
         ("proxy_read_timeout 60s;", f"proxy_read_timeout {max(streams, wait)}s;"),
+        ("proxy_cache_lock_timeout 3s;", f"proxy_cache_lock_timeout {snapshot}s;"),
         ("proxy_cache_lock_timeout 45s;", f"proxy_cache_lock_timeout {wait}s;"),
         ("proxy_cache_lock_age 45s;", f"proxy_cache_lock_age {wait}s;"),
         ("client_max_body_size 8m;", f"client_max_body_size {body}m;"),

@@ -15,8 +15,8 @@ _PIECE_BYTES = 64 * 1024
 """Written at once: no more than this and the connection's buffer waits for a slow reader."""
 
 
-_INLINE_LIMIT_BYTES = 64 * 1024
-"""What is compressed at once, in about 2 ms; more would hold up everybody else's events."""
+_INLINE_LIMIT_BYTES = 16 * 1024
+"""What is compressed at once, in about a millisecond; more would hold up all other events."""
 
 
 class Log:
@@ -145,20 +145,30 @@ class Slice:
         return await asyncio.shield(task)
 
     async def _make(self, coding: str) -> Log:
+        try:
+            log = await self._catch_up(coding)
+            if self.finished:
+                log.end()
+            if self._plain.cut:
+                log.cut_off()
+            self._logs[coding] = log
+            return log
+        finally:
+            del self._making[coding]
+
+    async def _catch_up(self, coding: str) -> Log:
+        """Return a log of all bytes so far; much is compressed off the loop."""
         data, at = self._plain.rest(0)
-        if len(data) > _INLINE_LIMIT_BYTES:
-            log = await asyncio.to_thread(Log, coding, data)
-            data, _ = self._plain.rest(at)
-            if data:
-                log.append(data)
-        else:
-            log = Log(coding, data)
-        if self.finished:
-            log.end()
-        if self._plain.cut:
-            log.cut_off()
-        self._logs[coding] = log
-        del self._making[coding]
+        if len(data) <= _INLINE_LIMIT_BYTES:
+            return Log(coding, data)
+        log = await asyncio.to_thread(Log, coding, data)
+        while True:
+            data, at = self._plain.rest(at)
+            if len(data) <= _INLINE_LIMIT_BYTES:
+                break
+            await asyncio.to_thread(log.append, data)
+        if data:
+            log.append(data)
         return log
 
     def _add(self, data: bytes) -> None:

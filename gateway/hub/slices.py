@@ -278,6 +278,10 @@ class Slices:
         """Count a reader of a slice out; a running slice that nobody reads is dropped."""
         self.readers -= 1
         slice.readers -= 1
+        self.drop_unread(slice)
+
+    def drop_unread(self, slice: Slice) -> None:
+        """Drop a running slice unless somebody reads it."""
         if not slice.readers:
             self._take_out(slice)
 

@@ -138,7 +138,7 @@ class Ring:
         """Return how far back the ring reaches, in milliseconds, at the pace of its events.
 
         None while only age bounds it. One that is not full yet, or not complete here, will be cut
-        short when what comes next has filled it: that is told from how fast the bytes come.
+        short when what comes next has filled it: that is told from how fast it came so far.
         """
         if self.cut_short:
             return max(0, now_ms - self.resumable_from.ms)
@@ -148,8 +148,8 @@ class Ring:
         # The first second tells little of a pace.
         reach_ms = max(1000, now_ms - self._ids[self._dead].ms)
         span_ms = reach_ms * self._limit_bytes / data_bytes
-        if not self._spare_ms:
-            span_ms = min(span_ms, reach_ms * self._limit_events / len(self))
+        by_number_ms = max(self._spare_ms, reach_ms * self._limit_events / len(self))
+        span_ms = min(span_ms, by_number_ms)
         return span_ms if span_ms < self._age_ms else None
 
     def page(self, after: Position, limit: int) -> list[Event]:

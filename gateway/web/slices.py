@@ -2,15 +2,15 @@
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from aiohttp import web
 from aiohttp.http import HttpVersion11
 
 from gateway.hub.slice import Log, Slice
-from gateway.hub.slices import SliceAhead, SliceGone, Slices
+from gateway.hub.slices import SHARED_SECONDS, SliceAhead, SliceGone, Slices
 from gateway.hub.tail import Tail
 from gateway.protocol.cache_control import NO_STORE
 from gateway.protocol.coding import IDENTITY, negotiate_stream_coding
@@ -73,9 +73,9 @@ class SliceHandler:
             self._check_open(tail)
             self._check_epoch(request, tail)
             slice = await self._slices.numbered(tail, channel, number)
-            # Much may have happened while we waited.
-            self._check_open(tail)
-            self._check_epoch(request, tail)
+            with self._unless_refused(slice):
+                self._check_open(tail)
+                self._check_epoch(request, tail)
         except _AnotherEpoch as error:
             return _gone(str(error), "epoch")
         except SliceAhead as error:
@@ -84,7 +84,7 @@ class SliceHandler:
             return _gone(str(error), error.reason)
         except _Unavailable as error:
             raise StoreUnavailable(str(error)) from error
-        return await self._serve(request, namespace, slice)
+        return await self._serve(request, namespace, slice, numbered=True)
 
     async def current(self, request: web.Request) -> web.StreamResponse:
         """Answer with the channel's current slice; an EventSource is never told to give up."""
@@ -95,12 +95,22 @@ class SliceHandler:
         try:
             self._check_open(tail)
             slice = await self._slices.current(tail, channel)
-            self._check_open(tail)
+            with self._unless_refused(slice):
+                self._check_open(tail)
         except SliceGone as error:
             return await self._gap(request, namespace, channel, error)
         except GatewayError as error:
             return await self._unavailable(request, error)
-        return await self._serve(request, namespace, slice)
+        return await self._serve(request, namespace, slice, numbered=False)
+
+    @contextmanager
+    def _unless_refused(self, slice: Slice) -> Iterator[None]:
+        """Look again, for much may have happened while a request was held: nobody reads it then."""
+        try:
+            yield
+        except GatewayError:
+            self._slices.drop_unread(slice)
+            raise
 
     def _check_open(self, tail: Tail) -> None:
         if self.draining:
@@ -118,22 +128,24 @@ class SliceHandler:
     # -- a slice ------------------------------------------------------------------------------
 
     async def _serve(
-        self, request: web.Request, namespace: Namespace, slice: Slice
+        self, request: web.Request, namespace: Namespace, slice: Slice, *, numbered: bool
     ) -> web.StreamResponse:
         offered = namespace.stream_codings
         coding = negotiate_stream_coding(request.headers.get("Accept-Encoding"), offered)
         response = EventStream(coding, offered=bool(offered))
-        if slice.finished:
-            # NGINX caches only what it may hold back.
-            del response.headers["X-Accel-Buffering"]
-        response.headers.update(self._headers(request, namespace, slice))
         self._slices.join(slice)
         try:
+            # Before the headers, which say what is left of the slice.
+            log = await slice.log(IDENTITY if request.method == "HEAD" else coding)
+            self._slices.count(slice)
+            kept = numbered and slice.finished
+            if kept:
+                # NGINX caches only what it may hold back.
+                del response.headers["X-Accel-Buffering"]
+            response.headers.update(self._headers(request, namespace, slice, kept=kept))
             if request.method == "HEAD":
                 await response.prepare(request)
             else:
-                log = await slice.log(coding)
-                self._slices.count(slice)
                 await self._write(request, response, log)
         except (ConnectionError, TimeoutError):
             _abort(request)
@@ -162,15 +174,21 @@ class SliceHandler:
             else:
                 await log.changed()
 
-    def _headers(self, request: web.Request, namespace: Namespace, slice: Slice) -> dict[str, str]:
+    def _headers(
+        self, request: web.Request, namespace: Namespace, slice: Slice, *, kept: bool
+    ) -> dict[str, str]:
         # The end of a body without chunks is the end of its connection, which proves nothing.
         if request.version < HttpVersion11:
             return {"Cache-Control": NO_STORE}
-        if slice.finished:
+        if kept:
             mirror = self._tails[namespace.name].mirror
             return self._life.of_finished_slice(mirror, slice.channel, slice.start)
         # A second less than is left: who comes later is to ask for the next one.
-        seconds = max(1, int(self._slices.left_seconds(slice)) - 1)
+        left_seconds = self._slices.left_seconds(slice)
+        if left_seconds < SHARED_SECONDS:
+            # It took long to make: another is asked for before a cache could be done with this one.
+            return {"Cache-Control": f"{NO_STORE}, no-transform"}
+        seconds = max(1, int(left_seconds) - 1)
         headers = slice_headers(namespace, slice.channel, seconds)
         # NGINX shares no answer that is still on its way, and would keep it from all others.
         headers["X-Accel-Expires"] = "0"

@@ -117,6 +117,7 @@ def test_it_listens_where_it_is_told_to(places: dict[str, str], lines: list[str]
         ),
         ({"publish": {"batch_limit_bytes": 2**25}}, ["client_max_body_size 32m;"]),
         ({"namespaces": {"default": {"ring_age_seconds": 7200}}}, ["inactive=130m"]),
+        ({"snapshots": {"wait_seconds": 4.5}}, ["proxy_cache_lock_timeout 6s;", "timeout 45s;"]),
     ],
 )  # fmt: skip
 def test_settings_are_filled_in(

@@ -198,11 +198,10 @@ def test_a_ring_that_is_not_full_yet_is_told_from_its_pace(complete: bool) -> No
     assert ring.span_ms(10_000) is None
 
 
-def test_the_number_counts_for_the_pace_where_it_spares_nothing() -> None:
-    ring = fill(new_ring(limit_events=100, age_ms=60_000), *range(1000, 1010))
-    assert ring.span_ms(2000) == 10_000
-    sparing = fill(new_ring(limit_events=100, age_ms=60_000, spare_ms=5000), *range(1000, 1010))
-    assert sparing.span_ms(2000) is None
+@pytest.mark.parametrize(("spare_ms", "span_ms"), [(0, 10_000), (5000, 10_000), (20_000, 20_000)])
+def test_the_number_counts_for_the_pace_beyond_what_it_spares(spare_ms: int, span_ms: int) -> None:
+    ring = new_ring(limit_events=100, age_ms=60_000, spare_ms=spare_ms)
+    assert fill(ring, *range(1000, 1010)).span_ms(2000) == span_ms
 
 
 def test_a_ring_keeps_all_that_the_store_does_within_the_same_bytes() -> None:

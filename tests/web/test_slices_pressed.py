@@ -79,16 +79,23 @@ async def test_whoever_is_held_is_let_go_by_a_drain(shared: Shared) -> None:
 
 @together
 async def test_of_those_who_are_held_no_more_are_let_in_than_may_be(shared: Shared) -> None:
-    limited = {**SLICED, "streams": {"subscribers_limit": LIMIT}}
+    limited = {
+        "streams": {"subscribers_limit": LIMIT},
+        "namespaces": dict.fromkeys(("default", "many"), SLICED["namespaces"]["default"]),
+    }
     async with worker(shared.redis.url, limited) as running:
         client = Client(shared.session, running)
         await just_before_the_end(client)
-        readers = [Reader(client, "/slices/current/many", EVENT_SOURCE) for _ in range(4 * LIMIT)]
+        paths = [f"/slices/current/many/{number}" for number in range(4 * LIMIT)]
+        readers = [Reader(client, path, EVENT_SOURCE) for path in paths]
         for reader in readers:
             await reader.has(bool)
         refused = [one for one in readers if b'{"reason":"overload"}' in one.body]
         assert len(refused) == len(readers) - LIMIT
         assert client.gateway.slices.readers == LIMIT
+        # Nothing is left of the slices that those would have read.
+        await until(lambda: client.gateway.slices._all_running())
+        assert len(list(client.gateway.slices._all_running())) == LIMIT
         client.gateway.slices.drain()
 
 

@@ -38,7 +38,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 SETTINGS: dict[str, Any] = {
     "publish": {"event_limit_bytes": 1000},
     "namespaces": {
-        "default": {"slice_seconds": SECONDS},
+        "default": {"slice_seconds": SECONDS, "ring_limit_events": 100_000},
         "keyed": {"slice_seconds": SECONDS, "reducer": "keyed"},
         "coded": {"slice_seconds": SECONDS, "stream_codings": ["zstd", "gzip"]},
         "small": {"slice_seconds": SECONDS, "ring_limit_bytes": 10_000},

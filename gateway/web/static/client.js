@@ -1089,7 +1089,7 @@ class Channel extends EventTarget {
   }
 }
 
-/** Whether an answer has been in caches for longer than any may keep it. @param {Response} response */
+/** Whether an answer is older than while all is well. @param {Response} response */
 function isStale(response) {
   const lives = response.headers.get("Cache-Control")?.matchAll(/(?:max-?age|validate)=(\d+)/g);
   const lifeSeconds = [...(lives ?? [])].reduce((sum, [, seconds]) => sum + Number(seconds), 0);

@@ -68,7 +68,8 @@ async def test_an_entry_has_the_type_and_the_key_when_it_has_them(client: Client
 async def test_a_full_page_after_a_position_never_changes_and_is_kept_while_the_ring_does(
     start: Start,
 ) -> None:
-    client = await start({"namespaces": {"default": {"ring_age_seconds": 1000}}})
+    roomy = {"ring_age_seconds": 1000, "ring_limit_events": 100_000}
+    client = await start({"namespaces": {"default": roomy}})
     ids = await client.publish_lines([{"channel": "a", "data": n} for n in range(4)])
     await client.settle()
     full = await client.get(f"/history/a?limit=2&after={ids[0]}")
@@ -85,7 +86,8 @@ async def test_a_full_page_after_a_position_never_changes_and_is_kept_while_the_
 async def test_a_full_page_is_kept_only_for_what_is_left_of_its_first_events_age(
     start: Start,
 ) -> None:
-    client = await start({"namespaces": {"default": {"ring_age_seconds": 100}}})
+    roomy = {"ring_age_seconds": 100, "ring_limit_events": 100_000}
+    client = await start({"namespaces": {"default": roomy}})
     ids = await client.publish_lines([{"channel": "a", "data": n} for n in range(3)])
     await client.settle()
     await until(lambda: time.time() * 1000 > Position.parse(ids[1]).ms + 1000)

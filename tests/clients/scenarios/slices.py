@@ -1,7 +1,7 @@
 """`/client.js` on slices that end: what comes after them."""
 
 import asyncio
-from collections.abc import Callable
+from functools import partial
 from time import time
 
 from playwright.async_api import Page
@@ -9,6 +9,7 @@ from playwright.async_api import Page
 from tests.clients.crowds import follow_each_its_own_way
 from tests.clients.pages import (
     SLICE_SECONDS,
+    Report,
     connected,
     eventually,
     open_page,
@@ -19,7 +20,7 @@ from tests.clients.pages import (
     report,
 )
 from tests.clients.together import Scenario, Stage
-from tests.running import until
+from tests.running import Worker, until
 
 
 async def a_slice_that_is_gone_is_made_up_for_by_history(stage: Stage) -> None:
@@ -68,19 +69,30 @@ async def two_readers_in_one_browser_read_one_slice_at_the_same_time(stage: Stag
         assert (found["ids"], found["gaps"]) == (ids, [])
 
 
-async def stop_the_clock_within_a_slice(page: Page, are_ready: Callable[[], bool]) -> None:
-    """Let a page's clock move only when it is told to, from the midst of what all its readers read.
+POSITIONS = """() => Object.entries(readers)
+    .map(([name, { followed }]) => [name, followed.position])"""
 
-    The clock of the gateway goes on: the slice will end.
+
+async def stop_the_clock_within_a_slice(page: Page, gateway: Worker, count: int) -> dict[str, str]:
+    """Let a page's clock move only when it is told to; returns where its readers are.
+
+    The clock of the gateway goes on: the slice that they read will end.
     """
+    slices, requests = gateway.gateway.slices, gateway.gateway.requests
     while True:
-        await until(lambda: are_ready() and time() % SLICE_SECONDS < SLICE_SECONDS / 2)
-        number = time() // SLICE_SECONDS
+        await until(lambda: slices.readers == count and time() % SLICE_SECONDS < SLICE_SECONDS / 2)
+        asked = requests["/slices"]
         # It stops at a time to come: far enough for any machine, and less than readers give up at.
         await page.clock.pause_at(await page.evaluate("Date.now()") / 1000 + 60)
-        if time() // SLICE_SECONDS == number:
-            return
+        positions = dict(await page.evaluate(POSITIONS))
+        # Nobody came to the end of a slice meanwhile: all read it for longer than a moment.
+        if slices.readers == count and requests["/slices"] == asked:
+            return positions
         await page.clock.resume()
+
+
+def is_past(begin: str, found: Report) -> bool:
+    return order(found["position"]) > order(begin)
 
 
 async def readers_of_a_slice_that_ends_ask_for_the_next_one_by_one(stage: Stage) -> None:
@@ -88,13 +100,13 @@ async def readers_of_a_slice_that_ends_ask_for_the_next_one_by_one(stage: Stage)
     page = await stage.page()
     await page.clock.install()
     await page.reload()
-    crowd = await follow_each_its_own_way(
-        page, stage.gateway.url, stage.closing, "slices", count, heartbeatSeconds=60
+    patience = {"heartbeatSeconds": 120, "patienceSeconds": 120}
+    await follow_each_its_own_way(
+        page, stage.gateway.url, stage.closing, "slices", count, **patience
     )
-    await stop_the_clock_within_a_slice(page, lambda: slices.readers == count)
-    position = (await report(page, next(iter(crowd))))["position"]
-    for name in crowd:
-        await eventually(page, name, lambda found: order(found["position"]) > order(position))
+    positions = await stop_the_clock_within_a_slice(page, stage.gateway, count)
+    for name, begin in positions.items():
+        await eventually(page, name, partial(is_past, begin))
     await until(lambda: slices.readers == 0)
     await page.clock.run_for(100)  # Of the 200 ms that they are spread over.
     await until(lambda: slices.readers > 0)

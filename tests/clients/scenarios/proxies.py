@@ -24,7 +24,7 @@ async def a_proxy_that_holds_streams_back_is_noticed_and_got_around(stage: Stage
     async with buffering_nginx(stage.directory / "nginx", gateway.url) as url:
         ids = [await publish(session, gateway.url, "plain/held", -1)]
         await read(page, url, "plain/held", patienceSeconds=1)
-        await until(lambda: gateway.gateway.hub.subscribers)
+        await until(lambda: gateway.gateway.requests["/events"])
         ids += [await publish(session, gateway.url, "plain/held", number) for number in range(5)]
         await connected(page, "plain/held", "poll")
         ids.append(await publish(session, gateway.url, "plain/held", "last"))

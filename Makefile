@@ -18,9 +18,9 @@ COMPILE := CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/pip-compile --quiet --no-co
 run: $(VENV)/installed
 	$(BIN)/sse-gateway demo $(ARGS)
 
-# Everything that must hold. Of the time, about 20 minutes on 2 cores, pytest takes nearly all: 4 for
-# client.js in Chromium, 3 for NGINX, Varnish and purges, 2 for slices and long-polls, 1 for the doctor,
-# 2 for exact resume on both transports, 7 for the rest; a first set-up adds about one minute.
+# Everything that must hold. Of the time, about 19 minutes on 2 cores, pytest takes 18: 2 for client.js in
+# Chromium, 3 for NGINX, Varnish and purges, 1 each for slices with long-polls and for the doctor, 2 for
+# exact resume on both transports, 3 for the rest of HTTP, 6 for all else; a first set-up adds about one.
 test:
 	bash tests/system-packages.sh
 	$(MAKE) --no-print-directory lint

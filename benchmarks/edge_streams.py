@@ -108,11 +108,14 @@ async def _slices_of(
         return time.monotonic() > begun + 3 * SLICE_SECONDS
 
     ids: list[str] = []
+    asked = 0
     while not over() and time.monotonic() < begun + 8 * SLICE_SECONDS:
         ids.append(await edge.publish_numbered(channel))
         await asyncio.sleep(0.5)
+        # While all read the third slice: the first ask for a fourth before the last have its end.
+        if not is_sliced or all(one.ends == 2 for one in crowd.readers):
+            asked = await edge.requests(route) - before
     problems = _sliced_problems(crowd, ids) if is_sliced else await crowd.until(len(ids))
-    asked = await edge.requests(route) - before
     count = min(one.ends for one in crowd.readers)
     await crowd.close()
     found.problems += [f"{name}: {problem}" for problem in problems]

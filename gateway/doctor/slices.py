@@ -6,9 +6,10 @@ from gateway.doctor.finding import Finding, fault, ok, warning
 from gateway.doctor.greeting import Greeting
 from gateway.doctor.probe import Open, Probe
 from gateway.doctor.streams import NO_BUFFER, check_idle, check_type, refused
+from gateway.protocol import slice
 
-HELD_SECONDS = 3.0
-"""A slice's last two seconds: who asks then is held until it is over; and a second for the way."""
+HELD_SECONDS = slice.HELD_SECONDS + 1.0
+"""Who asks in a slice's last seconds is held until it is over; and a second for the way."""
 
 _WATCHED = 2
 """Slices of a quiet channel: when the first is over too soon, the next one has all its time."""

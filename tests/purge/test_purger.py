@@ -16,15 +16,18 @@ from tests.running import Valkey, until, worker
 async def test_a_change_is_purged_and_many_are_purged_together(
     redis: Valkey, session: aiohttp.ClientSession, hook: Recorder
 ) -> None:
-    async with worker(redis.url, settings(hook, min_interval_ms=500)) as origin:
+    loop, interval = asyncio.get_running_loop(), 0.5
+    async with worker(redis.url, settings(hook, min_interval_ms=int(interval * 1000))) as origin:
         first = await publish(session, origin, "a")
         await until(lambda: purged(hook))
         assert purged(hook) == [("a", first)]
+        began = loop.time()
         ids = [await publish(session, origin, "a") for _ in range(20)]
         other = await publish(session, origin, "b")
         await until(lambda: ("a", ids[-1]) in purged(hook) and ("b", other) in purged(hook))
-        # The channel changed 21 times, within much less than 20 intervals.
-        assert len([one for one in purged(hook) if one[0] == "a"]) <= 6
+        # The channel changed 21 times, within some intervals.
+        intervals = (loop.time() - began) / interval
+        assert len([one for one in purged(hook) if one[0] == "a"]) <= 2 + intervals
         await until(lambda: not origin.gateway.purging.purgers["default"].pending)
         assert origin.gateway.purging.counters.purged == len(purged(hook))
 
@@ -82,15 +85,17 @@ async def test_a_target_that_stays_down_costs_little_and_holds_nobody_up(
         purger._limit_channels = 50  # As after many channels changed.
         for number in range(120):
             await publish(session, origin, f"c/{number}")
+        await until(lambda: origin.gateway.purging.counters.dropped == 70)
         await until(lambda: purger.breaker.open)
         assert purger.pending == 50
-        assert origin.gateway.purging.counters.dropped == 70
         # While it is down one channel at a time is a probe.
         assert len(orjson.loads(hook.received[-1].body)["channels"]) <= 50
         tried = len(hook.received)
+        began = asyncio.get_running_loop().time()
         for number in range(50):
             await publish(session, origin, f"c/{number}")
-        assert len(hook.received) <= tried + 2
+        # Once every 2 s at most, however many events come: see the breaker's own tests.
+        assert len(hook.received) <= tried + 2 + (asyncio.get_running_loop().time() - began) / 2
         async with session.get(f"{origin.url}/snapshots/c/7") as answer:
             assert answer.status == 200
         async with session.get(f"{origin.url}/metrics") as answer:

@@ -18,6 +18,10 @@ from gateway.serving import listening
 from gateway.settings import Settings
 from gateway.store.server_process import find_binary
 
+ENDLESS_SECONDS = 1_000_000
+ENDLESS: dict[str, Any] = {"slice_seconds": ENDLESS_SECONDS, "ring_age_seconds": 10**7}
+"""A namespace whose slices outlast the tests: one ends every twelve days."""
+
 
 async def until(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
     """Return the condition's first true value; fails when there is none in time."""

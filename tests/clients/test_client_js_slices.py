@@ -17,28 +17,31 @@ from tests.clients.pages import (
     session,
     snapshot,
 )
-from tests.running import Valkey, Worker, worker
+from tests.running import ENDLESS, ENDLESS_SECONDS, Valkey, Worker, worker
 
 __all__ = ["browser", "opener", "redis", "session"]
 
 pytestmark = ONE_LOOP
 
+LASTING = {**SETTINGS, "namespaces": {"default": ENDLESS}}
+
 
 async def test_slices_are_walked_from_an_old_position_without_asking_for_each(
     redis: Valkey, session: aiohttp.ClientSession, opener: Opener
 ) -> None:
-    # None ends while the test looks on.
-    minutes = {"slice_seconds": 1000, "ring_age_seconds": 3600}
-    async with worker(redis.url, {**SETTINGS, "namespaces": {"default": minutes}}) as gateway:
+    async with worker(redis.url, LASTING) as gateway:
         await walk(gateway, session, await opener(gateway.url))
 
 
 async def walk(gateway: Worker, session: aiohttp.ClientSession, page: Page) -> None:
     first = await publish(session, gateway.url, "plain/old", 1)
     later = [await publish(session, gateway.url, "plain/old", number) for number in (2, 3)]
-    # A snapshot that is an hour old, of a reader whose clock may be anywhere.
+    # A snapshot that is four slices old, of a reader whose clock may be anywhere.
     held = await snapshot(session, gateway.url, "plain/old", later[-1])
-    await page.evaluate("() => { const now = Date.now; Date.now = () => now() + 4000 * 1000 }")
+    await page.evaluate(
+        "ahead => { const now = Date.now; Date.now = () => now() + ahead }",
+        4 * ENDLESS_SECONDS * 1000,
+    )
     await read(
         page, gateway.url, "plain/old",
         transports=["slices"], snapshot={**held, "id": first, "state": 1},
@@ -56,9 +59,8 @@ async def walk(gateway: Worker, session: aiohttp.ClientSession, page: Page) -> N
 async def test_slices_are_connected_before_the_channels_first_event(
     redis: Valkey, session: aiohttp.ClientSession, opener: Opener
 ) -> None:
-    # Nothing but a slice's first bytes comes for hours.
-    hours = {"slice_seconds": 7200, "ring_age_seconds": 4 * 7200}
-    async with worker(redis.url, {**SETTINGS, "namespaces": {"default": hours}}) as running:
+    # Nothing but a slice's first bytes comes for days.
+    async with worker(redis.url, LASTING) as running:
         page = await opener(running.url)
         await read(page, running.url, "plain/quiet", transports=["slices"])
         found = await connected(page, "plain/quiet", "slices")

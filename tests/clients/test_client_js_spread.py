@@ -22,7 +22,7 @@ from tests.clients.pages import (
     redis,
     session,
 )
-from tests.running import Valkey, until, worker
+from tests.running import ENDLESS, Valkey, until, worker
 
 __all__ = ["browser", "opener", "redis", "session"]
 
@@ -32,8 +32,7 @@ RETRY_SECONDS = 2.0
 LONG: dict[str, Any] = {
     "streams": {"retry_ms": int(1000 * RETRY_SECONDS), "heartbeat_seconds": 1.0},
     "slices": {"retry_ms": int(1000 * RETRY_SECONDS)},
-    # No slice ends while a test looks on.
-    "namespaces": {"default": {"slice_seconds": 7200, "ring_age_seconds": 4 * 7200}},
+    "namespaces": {"default": ENDLESS},
 }
 """A long-poll is told no `retry`: the module's own is two seconds, too."""
 

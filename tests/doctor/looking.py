@@ -11,17 +11,17 @@ from gateway.doctor.examine import Examination, examine
 from gateway.doctor.finding import Finding, Level
 from gateway.doctor.probe import Probe
 from tests.edge.running import Edge
+from tests.running import ENDLESS
 
 BEAT = 0.3
 SETTINGS: dict[str, Any] = {
     "streams": {"heartbeat_seconds": BEAT},
     "namespaces": {
         "default": {
-            "edge_max_age_seconds": 60, "slice_seconds": 600, "ring_age_seconds": 3600,
-            "stale_if_error_seconds": 120,
+            **ENDLESS, "edge_max_age_seconds": 60, "stale_if_error_seconds": 120,
         },
         "busy": {"ring_limit_events": 5, "ring_spares_young": False},
-        "prices": {"reducer": "keyed", "slice_seconds": 600},
+        "prices": {**ENDLESS, "reducer": "keyed"},
     },
 }  # fmt: skip
 

@@ -25,7 +25,7 @@ from tests.doctor.looking import (
     publish,
 )
 from tests.edge.running import nginx, origin_of, varnish
-from tests.running import Worker, free_port, until, valkey, worker
+from tests.running import ENDLESS, Worker, free_port, until, valkey, worker
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -279,7 +279,7 @@ async def test_a_gateway_of_other_settings_is_no_fault(tmp_path: Path) -> None:
         **SETTINGS,
         "base_path": "/live",
         "history": {"wait_limit_seconds": 1},
-        "namespaces": {"default": {"stream_codings": ["zstd"], "slice_seconds": 600}},
+        "namespaces": {"default": {**ENDLESS, "stream_codings": ["zstd"]}},
     }
     async with valkey(tmp_path) as redis, worker(redis.url, settings) as running:
         url = f"{origin_of(running.url)}/live"

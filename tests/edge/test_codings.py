@@ -17,12 +17,12 @@ import zstandard
 
 from tests.clients import test_browser
 from tests.edge.running import nginx, origin_of, varnish
-from tests.running import Valkey, Worker, until, worker
+from tests.running import ENDLESS, ENDLESS_SECONDS, Valkey, Worker, until, worker
 
 page = test_browser.page
 
 SETTINGS: dict[str, Any] = {
-    "namespaces": {"default": {"stream_codings": ["zstd", "gzip"], "slice_seconds": 300}}
+    "namespaces": {"default": {**ENDLESS, "stream_codings": ["zstd", "gzip"]}}
 }
 EVENTS = 5
 WHOLE: dict[str, Callable[[bytes], bytes]] = {
@@ -61,7 +61,7 @@ async def publish(session: aiohttp.ClientSession, origin: Worker, number: int) -
 async def slice_path(origin: Worker) -> str:
     """Return the path of the slice that runs now; the first of an epoch has no other."""
     life = await origin.gateway.store.greet("default")
-    return f"/slices/{life.epoch}/{life.clock.ms // 300_000}/a"
+    return f"/slices/{life.epoch}/{life.clock.ms // 1000 // ENDLESS_SECONDS}/a"
 
 
 async def arrives(

@@ -8,13 +8,11 @@ import aiohttp
 
 from tests.clients import test_browser
 from tests.edge.running import nginx
-from tests.running import Valkey, free_port, worker
+from tests.running import ENDLESS, Valkey, free_port, worker
 
 page = test_browser.page
 
-SETTINGS: dict[str, Any] = {
-    "namespaces": {"default": {"slice_seconds": 600, "ring_age_seconds": 3600}}
-}
+SETTINGS: dict[str, Any] = {"namespaces": {"default": ENDLESS}}
 FOLLOW = """
 paths => {
     window.seen = paths.map(path => {

@@ -5,7 +5,6 @@ import zlib
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import pytest
@@ -13,7 +12,7 @@ import zstandard
 
 from tests.edge.running import nginx, origin_of, varnish
 from tests.edge.test_codings import EVENTS, publish, slice_path
-from tests.running import Valkey, until, worker
+from tests.running import ENDLESS, Valkey, until, worker
 
 EVERYTHING = {"Accept-Encoding": "gzip, deflate, br, zstd"}
 KEPT = ("Cache-Control", "Content-Encoding", "Content-Type", "ETag", "Vary")
@@ -52,7 +51,7 @@ class Raw:
 async def test_streams_come_through_the_edges_as_they_were_sent(
     redis: Valkey, session: aiohttp.ClientSession, tmp_path: Path, codings: list[str]
 ) -> None:
-    own: dict[str, Any] = {"stream_codings": codings, "slice_seconds": 300}
+    own = {**ENDLESS, "stream_codings": codings}
     async with AsyncExitStack() as stack:
         origin = await stack.enter_async_context(
             worker(redis.url, {"namespaces": {"default": own}})

@@ -5,15 +5,12 @@ import asyncio
 import pytest
 
 from gateway.protocol.position import Position
-from tests.running import Valkey
+from tests.running import ENDLESS, ENDLESS_SECONDS, Valkey
 from tests.web.client import EVENT_SOURCE, Client, open_raw
 from tests.web.conftest import Start
 from tests.web.slicing import Reader, epoch_of, number_now
 
-ENDLESS_SECONDS = 1_000_000
-
-
-ENDLESS = {"namespaces": {"default": {"slice_seconds": ENDLESS_SECONDS, "ring_age_seconds": 10**7}}}
+LASTING = {"namespaces": {"default": ENDLESS}}
 
 
 async def running_slice(client: Client) -> str:
@@ -104,7 +101,7 @@ async def test_a_head_tells_the_headers_and_opens_nothing(client: Client) -> Non
 
 
 async def test_a_drain_cuts_slices_off_without_a_word(start: Start) -> None:
-    client = await start(ENDLESS)
+    client = await start(LASTING)
     reader = Reader(client, await running_slice(client))
     await reader.has(lambda body: body == b"retry: 500\n\n")
     client.gateway.drain()
@@ -119,7 +116,7 @@ async def test_a_drain_cuts_slices_off_without_a_word(start: Start) -> None:
 
 
 async def test_a_flushed_store_is_another_epoch(start: Start, redis: Valkey) -> None:
-    client = await start(ENDLESS)
+    client = await start(LASTING)
     path = await running_slice(client)
     reader = Reader(client, path)
     await reader.has(lambda body: body == b"retry: 500\n\n")
@@ -132,7 +129,7 @@ async def test_a_flushed_store_is_another_epoch(start: Start, redis: Valkey) -> 
 
 
 async def test_whoever_names_no_epoch_is_told_that_it_began_within_the_slice(start: Start) -> None:
-    client = await start(ENDLESS)
+    client = await start(LASTING)
     published = await client.publish("a", b"1")
     await client.settle()
     told = await client.get("/slices/current/a", EVENT_SOURCE)

@@ -52,26 +52,35 @@ async def number_now(client: Client, seconds: int = SECONDS) -> int:
     return await now_ms(client) // (seconds * 1000)
 
 
-async def seconds_left(client: Client) -> float:
-    return SECONDS - await now_ms(client) % (SECONDS * 1000) / 1000
-
-
-async def at_a_slices_beginning(client: Client, within: float = 1.0) -> int:
-    """Wait for a slice that has most of its time before it; return its number."""
+async def _at(client: Client, moments: range, later_than: int = -1) -> int:
+    """Wait for one of some moments within a slice, in milliseconds; return the slice's number."""
     async with asyncio.timeout(20):
-        while await seconds_left(client) < SECONDS - within:
+        while True:
+            number, ms = divmod(await now_ms(client), SECONDS * 1000)
+            if number > later_than and ms in moments:
+                return number
             await asyncio.sleep(0.02)
-    return await number_now(client)
+
+
+async def _first(client: Client) -> int:
+    """Return the number of the slice in which the epoch began: `current` cannot vouch for it."""
+    life = await client.gateway.store.greet("default")
+    return life.floor.ms // (SECONDS * 1000)
+
+
+async def at_a_slices_beginning(client: Client) -> int:
+    """Wait for a slice that has most of its time before it; return its number."""
+    return await _at(client, range(1000))
 
 
 async def at_a_slices_beginning_after_the_first(client: Client) -> int:
-    """Wait until the slice in which the epoch began is over: `current` cannot vouch for that."""
-    life = await client.gateway.store.greet("default")
-    first = life.floor.ms // (SECONDS * 1000)
-    async with asyncio.timeout(20):
-        while await number_now(client) <= first:
-            await asyncio.sleep(0.02)
-    return await at_a_slices_beginning(client)
+    return await _at(client, range(1000), later_than=await _first(client))
+
+
+async def just_before_the_end(client: Client) -> int:
+    """Wait for the time in which requests are held, but not in the first slice of an epoch."""
+    end_ms = SECONDS * 1000
+    return await _at(client, range(end_ms - 1800, end_ms), later_than=await _first(client))
 
 
 class Reader:

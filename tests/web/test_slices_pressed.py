@@ -18,8 +18,8 @@ from tests.web.slicing import (
     at_a_slices_beginning_after_the_first,
     epoch_of,
     ids,
+    just_before_the_end,
     number_now,
-    seconds_left,
 )
 from tests.web.together import Begun, begin, together
 
@@ -50,15 +50,6 @@ async def begun(
         begin(request, Shared(redis, session)) as tests,
     ):
         yield tests
-
-
-async def just_before_the_end(client: Client) -> int:
-    """Wait for the last two seconds of a slice, in which requests are held; return its number."""
-    number = await at_a_slices_beginning_after_the_first(client)
-    async with asyncio.timeout(20):
-        while await seconds_left(client) > 1.8:
-            await asyncio.sleep(0.02)
-    return number
 
 
 @together

@@ -25,11 +25,11 @@ from tests.web.slicing import (
     epoch_of,
     follow_current,
     ids,
+    just_before_the_end,
     max_age,
     now_ms,
     number_now,
     parse,
-    seconds_left,
 )
 from tests.web.together import Begun, begin, together
 
@@ -180,10 +180,7 @@ def _unpack_zstd(body: bytes) -> bytes:
 @together
 async def test_whoever_asks_late_is_held_until_the_next_slice(shared: Shared) -> None:
     client = shared.client
-    number = await at_a_slices_beginning_after_the_first(client)
-    async with asyncio.timeout(20):
-        while await seconds_left(client) > 1.8:
-            await asyncio.sleep(0.02)
+    number = await just_before_the_end(client)
     asked = Reader(client, "/slices/current/held")
     numbered = await client.get(f"/slices/{await epoch_of(client)}/{number}/held")
     assert numbered.body.endswith(b'event: end\ndata: {"next":%d}\n\n' % (number + 1))

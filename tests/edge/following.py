@@ -10,12 +10,12 @@ from gateway.protocol.stream_reader import EventStreamParser
 class Follower:
     """Follows one URL for ever; `ids` are those of the events in the order they came.
 
-    `ends` counts the ends of slices, `cuts` the bodies that were cut off, `empty` the answers
-    that held nothing.
+    `parts` has them answer by answer. `ends` counts the ends of slices, `cuts` the bodies that
+    were cut off.
     """
 
     def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
-        self.ids: list[str] = []
+        self.parts: list[list[str]] = []
         self.types: list[str] = []
         self.ends = 0
         self.cuts = 0
@@ -23,6 +23,10 @@ class Follower:
         self._session = session
         self._url = url
         self._retry_seconds = 0.5
+
+    @property
+    def ids(self) -> list[str]:
+        return [id for part in self.parts for id in part]
 
     async def run(self, slices: int) -> None:
         """Follow until so many slices came to their end."""
@@ -32,6 +36,7 @@ class Follower:
 
     async def _once(self) -> None:
         parser = EventStreamParser(self.last_id)
+        self.parts.append([])
         headers = {"Accept": "text/event-stream"}
         if self.last_id:
             headers["Last-Event-ID"] = self.last_id
@@ -49,7 +54,7 @@ class Follower:
                         if block.type == "end":
                             self.ends += 1
                         elif block.type == "message":
-                            self.ids.append(block.id)
+                            self.parts[-1].append(block.id)
                         self.types.append(block.type)
         except aiohttp.ClientError:
             self.cuts += 1

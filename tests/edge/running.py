@@ -126,13 +126,18 @@ async def nginx(
 async def varnish(
     directory: Path, origin: str, *, edit: Callable[[str], str] = lambda text: text
 ) -> AsyncIterator[Edge]:
-    """Run Varnish with the shipped VCL before a gateway at `origin` (`host:port`)."""
+    """Run Varnish with the shipped VCL before a gateway at `origin` (`host:port`).
+
+    Its probe waits for gateways that share one event loop with many tests.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     port, internal = free_port(), free_port()
     host, _, origin_port = origin.rpartition(":")
     text = (template_directory() / "varnish.vcl").read_text()
     text = text.replace('.host = "127.0.0.1";', f'.host = "{host}";')
     text = text.replace('.port = "8080";', f'.port = "{origin_port}";')
+    assert ".timeout = 1s;" in text
+    text = text.replace(".timeout = 1s;", ".timeout = 20s;")
     file = directory / "varnish.vcl"
     file.write_text(edit(text))
     with (directory / "varnish-error.log").open("wb") as log:

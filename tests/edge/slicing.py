@@ -68,12 +68,6 @@ async def read(session: aiohttp.ClientSession, url: str) -> tuple[bytes, bool]:
     return body, True
 
 
-def patient(text: str) -> str:
-    """Return a VCL whose probe waits for gateways that share one event loop with many tests."""
-    assert ".timeout = 1s;" in text
-    return text.replace(".timeout = 1s;", ".timeout = 20s;")
-
-
 async def until_reached(session: aiohttp.ClientSession, edge: Edge) -> None:
     """Wait until an edge reaches its gateway, which may have started after it."""
     async with asyncio.timeout(30):
@@ -112,7 +106,7 @@ async def two_workers(redis: Valkey, directory: Path) -> AsyncIterator[TwoWorker
             }
             """
             text = text.replace("import std;", "import std;\nimport directors;")
-            return patient(text.replace(gateway, gateway + second + turns))
+            return text.replace(gateway, gateway + second + turns)
 
         async with varnish(directory, origin_of(one.url), edit=by_turns) as edge:
             yield TwoWorkers((one, other), edge)

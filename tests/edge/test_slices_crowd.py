@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tests.edge.following import Follower
 from tests.edge.running import origin_of, varnish
-from tests.edge.slicing import SETTINGS, at_a_beginning, open_session, patient, publish
+from tests.edge.slicing import SETTINGS, at_a_beginning, open_session, publish
 from tests.running import Valkey, worker
 
 READERS = 300
@@ -16,7 +16,7 @@ async def test_readers_behind_varnish_share_three_requests_for_three_slices(
 ) -> None:
     async with (
         worker(redis.url, SETTINGS) as origin,
-        varnish(tmp_path, origin_of(origin.url), edit=patient) as e,
+        varnish(tmp_path, origin_of(origin.url)) as e,
         open_session() as session,
     ):
         await at_a_beginning(origin)

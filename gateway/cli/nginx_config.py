@@ -83,7 +83,7 @@ def _changes(settings: Settings, edge: Edge) -> list[tuple[str, str]]:
     wait = settings.history.wait_limit_seconds + _COMFORT_SECONDS
     snapshot = math.ceil(settings.snapshots.wait_seconds) + 1
     longest = max(own.ring_age_seconds for own in settings.namespaces.values())
-    trusted = "".join(f"    set_real_ip_from {one};\n" for one in edge.trusted)
+    trusted = "".join(f"        set_real_ip_from {one};\n" for one in edge.trusted)
     body = math.ceil(settings.publish.batch_limit_bytes / 2**20)
     return [
         ("server 127.0.0.1:8080;", f"server {origin};"),
@@ -95,7 +95,7 @@ def _changes(settings: Settings, edge: Edge) -> list[tuple[str, str]]:
         ("/var/lib/nginx/sse-gateway ", f"{edge.cache} "),
         ("/var/log/nginx/", f"{edge.logs}/"),
         ("/run/nginx.pid", edge.pid),
-        ("    set_real_ip_from 127.0.0.1;\n", trusted),
+        ("        set_real_ip_from 127.0.0.1;\n", trusted),
         ("inactive=70m", f"inactive={math.ceil(longest / 60) + 10}m"),
         ("proxy_read_timeout 60s;", f"proxy_read_timeout {max(streams, wait)}s;"),
         ("proxy_cache_lock_timeout 3s;", f"proxy_cache_lock_timeout {snapshot}s;"),

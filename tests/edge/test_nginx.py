@@ -246,6 +246,24 @@ async def test_an_address_is_believed_only_from_trusted_proxies(
                 assert log.read_text().startswith(f"{seen} ")
 
 
+async def test_the_internal_address_goes_by_who_connects_whatever_headers_say(
+    redis: Valkey, session: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    def shut(text: str) -> str:
+        assert "        allow 127.0.0.1;" in text
+        return text.replace("        allow 127.0.0.1;", "        allow 192.0.2.7;")
+
+    async with (
+        worker(redis.url) as origin,
+        nginx(tmp_path, origin_of(origin.url), trusted=("127.0.0.1",), edit=shut) as edge,
+    ):
+        forged = {"X-Forwarded-For": "192.0.2.7"}
+        for method, path in (("GET", "/channels"), ("POST", "/publish/a"), ("GET", "/snapshots/a")):
+            answer = await ask(session, edge.internal_url + path, forged, method, b"1")
+            assert answer.status == 403, path
+        assert not origin.gateway.requests
+
+
 async def test_browsers_are_offered_http_2(tmp_path: Path) -> None:
     async with nginx(tmp_path, f"127.0.0.1:{free_port()}") as edge:
         process = await asyncio.create_subprocess_exec(

@@ -71,7 +71,7 @@ class Gateway:
                     tasks.create_task(tail.run())
                 tasks.create_task(self.hub.run(self.rings, self.tails.values()))
                 tasks.create_task(self.slices.run())
-                for purger in self.purging.purgers.values():
+                for purger in self.purging.all:
                     tasks.create_task(purger.run())
                 age_seconds = self.settings.store.tombstone_age_seconds
                 tasks.create_task(forget_ended(self.store, self.tails.values(), age_seconds))
@@ -130,7 +130,7 @@ def build_gateway(settings: Settings, redis_url: str) -> Gateway:
         name: Tail(
             store,
             Mirror(rules, settings.mirror.limit_bytes // len(namespaces)),
-            [hub, snapshots, slices, arrivals, *purging.of(name)],
+            [hub, snapshots, slices, arrivals, *purging.purgers[name]],
             settings.store.block_ms,
         )
         for name, rules in namespaces.items()
@@ -301,7 +301,7 @@ def _watch(gateway: Gateway) -> None:
     hub, snapshots, tails = gateway.hub, gateway.snapshots, gateway.tails.values()
     done, made = hub.counters, snapshots.counters
     sliced = gateway.slices.counters
-    purgers, purged = gateway.purging.purgers.values(), gateway.purging.counters
+    purgers, purged = gateway.purging.all, gateway.purging.counters
     gateway.metrics.watch_labelled(
         "http_requests", "Requests by route.", "route", lambda: gateway.requests
     )
@@ -313,11 +313,11 @@ def _watch(gateway: Gateway) -> None:
             "slice_readers": ("Open slices.", lambda: gateway.slices.readers),
             "waiting": ("Requests that wait for an event.", lambda: gateway.arrivals.waiting),
             "purges_pending": (
-                "Channels to be purged yet.",
+                "Channels to be purged yet, in each cache.",
                 lambda: sum(one.pending for one in purgers),
             ),
             "purge_breakers_open": (
-                "Namespaces whose caches cannot be purged now.",
+                "Caches of namespaces that cannot be purged now.",
                 lambda: sum(one.breaker.open for one in purgers),
             ),
             "mirror_bytes": ("Rings in memory.", lambda: sum(t.mirror.size_bytes for t in tails)),

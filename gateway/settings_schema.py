@@ -86,6 +86,15 @@ def _check_purge_url(value: str) -> str:
 PurgeUrl = Annotated[str, AfterValidator(_check_purge_url)]
 
 
+def _check_token(value: str) -> str:
+    if not all("!" <= character <= "~" for character in value):
+        raise PydanticCustomError("rule", "must be ASCII without blanks or line ends")
+    return value
+
+
+Token = Annotated[str, AfterValidator(_check_token)]
+
+
 def _check_workers(value: int) -> int:
     if value != 1:
         raise PydanticCustomError("rule", "must be 1; this version runs one worker")
@@ -170,13 +179,13 @@ class PurgeSettings(_Table):
     nginx_urls: tuple[PurgeUrl, ...] = ()
     varnish_urls: tuple[PurgeUrl, ...] = ()
     fastly_url: PurgeUrl = "https://api.fastly.com"
-    fastly_service_id: str = ""
-    fastly_token: str = ""
+    fastly_service_id: Token = ""
+    fastly_token: Token = ""
     cloudflare_url: PurgeUrl = "https://api.cloudflare.com/client/v4"
-    cloudflare_zone_id: str = ""
-    cloudflare_token: str = ""
+    cloudflare_zone_id: Token = ""
+    cloudflare_token: Token = ""
     webhook_url: PurgeUrl = ""
-    webhook_secret: str = ""
+    webhook_secret: Token = ""
 
     NEEDED: ClassVar[dict[str, tuple[str, ...]]] = {
         "none": (),

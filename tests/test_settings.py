@@ -327,6 +327,13 @@ def test_a_reader_of_slices_must_come_back_in_time_for_the_next(written: Written
     assert load_settings(written.path, {}).slices.retry_ms == 3001
 
 
+@pytest.mark.parametrize("value", ["to ken", "token\\n", "tökén"])
+def test_a_token_that_no_header_can_carry_is_refused(written: Written, value: str) -> None:
+    line = written.line(f'[purge]\nfastly_token = "{value}"')
+    assert line.startswith("purge.fastly_token")
+    assert line.endswith("must be ASCII without blanks or line ends")
+
+
 def test_a_ring_spares_what_caches_may_lead_to() -> None:
     spared = NamespaceSettings().ring_spare_seconds
     assert spared == 3 * 30 + 10

@@ -36,8 +36,13 @@ def show(config: Config = None, as_json: AsJson = False) -> None:
     loaded = load_with_sources(config, {})
     values = loaded.settings.model_dump(mode="json")
     values["redis"] = hide_password(values["redis"])
-    for name in PurgeSettings.SECRETS:
-        values["purge"][name] = "***" if values["purge"][name] else ""
+    for name, value in values["purge"].items():
+        if name in PurgeSettings.SECRETS:
+            values["purge"][name] = "***" if value else ""
+        elif isinstance(value, str):
+            values["purge"][name] = hide_password(value)
+        elif isinstance(value, list):
+            values["purge"][name] = [hide_password(url) for url in value]
     if as_json:
         output().print(orjson.dumps(values).decode(), markup=False)
         return

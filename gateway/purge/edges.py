@@ -6,26 +6,27 @@ from itertools import product
 
 from gateway.protocol.cache_control import channel_key
 from gateway.protocol.coding import CODINGS
+from gateway.protocol.etag import SnapshotTag
 from gateway.protocol.position import Position
-from gateway.purge.request import Requests
-from gateway.purge.target import Purge
+from gateway.purge.request import Answer, Requests, shown
+from gateway.purge.target import Purge, PurgeFailed
 
 _AT_ONCE = 16  # Requests under way; an edge passes each on to a gateway.
 _HEADER_LIMIT_BYTES = 4096  # Half of what Varnish takes (http_req_hdr_len); beyond, it answers 400.
 
 
 class NginxTarget:
-    """NGINX (nginx/nginx.conf): one request a coding on its internal address replaces what it kept.
+    """One NGINX (nginx/nginx.conf): on its internal address a request replaces what it kept.
 
-    The request names the position that must be in the answer, so that a worker which is behind
-    waits, and cannot put the old state back.
+    One request for each coding. It names the position that must be in the answer, so that a worker
+    which is behind waits, and cannot put the old state back.
     """
 
     batch_limit = 100
 
-    def __init__(self, requests: Requests, urls: Sequence[str], base_path: str) -> None:
+    def __init__(self, requests: Requests, url: str, base_path: str) -> None:
         self._requests = requests
-        self._prefixes = [f"{url}{base_path}/snapshots/" for url in urls]
+        self._prefix = f"{url}{base_path}/snapshots/"
 
     async def purge(self, namespace: str, purges: Sequence[Purge]) -> None:
         """Fetch each channel's snapshot anew in every coding, up to the first failure.
@@ -35,8 +36,8 @@ class NginxTarget:
         turns = asyncio.Semaphore(_AT_ONCE)
         try:
             async with asyncio.TaskGroup() as refreshes:
-                for prefix, one, coding in product(self._prefixes, purges, CODINGS):
-                    url = prefix + one.channel
+                for one, coding in product(purges, CODINGS):
+                    url = self._prefix + one.channel
                     refreshes.create_task(self._refresh(turns, url, one.position, coding))
         except ExceptionGroup as failures:
             # The rest was given up: an edge that is down is not asked for each of them.
@@ -52,22 +53,34 @@ class NginxTarget:
         }
         async with turns:
             # A channel that ended is gone, which is the new state.
-            await self._requests.send("GET", url, headers, fine=(404,))
+            answer = await self._requests.send("GET", url, headers, fine=(404,))
+        if not _is_new(answer, position):
+            raise PurgeFailed(
+                f"GET {shown(url)}: not answered with the state at {position}:"
+                " is this the internal address, and is the gateway behind it?"
+            )
+
+
+def _is_new(answer: Answer, position: Position) -> bool:
+    """Tell whether an answer is the gateway's, and not an older one from the cache."""
+    if answer.status == 404:
+        return answer.headers.get("Content-Type", "").startswith("application/problem+json")
+    tag = SnapshotTag.parse(answer.headers.get("ETag", "").removeprefix("W/").strip('"'))
+    return tag is not None and tag.position >= position
 
 
 class VarnishTarget:
-    """Varnish (nginx/varnish.vcl): as NGINX; purged softly by key when a channel ended.
+    """One Varnish (nginx/varnish.vcl): as NGINX; purged softly by key when a channel ended.
 
     Not by key after each event: fetched anew, the new state is there before somebody asks.
     """
 
     batch_limit = 100
 
-    def __init__(self, requests: Requests, urls: Sequence[str], base_path: str) -> None:
+    def __init__(self, requests: Requests, url: str, base_path: str) -> None:
         self._requests = requests
-        self._urls = urls
-        self._base_path = base_path
-        self._refresh = NginxTarget(requests, urls, base_path)
+        self._root = f"{url}{base_path}/"
+        self._refresh = NginxTarget(requests, url, base_path)
 
     async def purge(self, namespace: str, purges: Sequence[Purge]) -> None:
         """Fetch snapshots anew, and purge all that is kept of what ended; raises PurgeFailed."""
@@ -75,10 +88,7 @@ class VarnishTarget:
         # Fetched first: whoever fetches after the purge does so with the new ETag, for which a
         # worker that is behind waits.
         for keys in _in_headers(channel_key(one.channel) for one in purges if one.ended):
-            for url in self._urls:
-                await self._requests.send(
-                    "PURGE", f"{url}{self._base_path}/", {"xkey-softpurge": keys}
-                )
+            await self._requests.send("PURGE", self._root, {"xkey-softpurge": keys})
 
 
 def _in_headers(keys: Iterable[str]) -> Iterator[str]:

@@ -6,7 +6,7 @@ import random
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice, takewhile
@@ -14,6 +14,7 @@ from typing import Protocol
 
 from gateway.protocol.cache_control import LIFE_MARGIN_SECONDS, life_seconds
 from gateway.protocol.errors import GatewayError
+from gateway.protocol.life import Life
 from gateway.protocol.namespace import Namespace
 from gateway.protocol.position import ORIGIN, Position
 from gateway.protocol.ring import Entry
@@ -23,7 +24,6 @@ from gateway.store.redis import RedisStore
 from gateway.store.scripts import IndexEntry
 
 _log = logging.getLogger(__name__)
-_LEASE = "purge"
 
 
 class Followed(Protocol):
@@ -31,6 +31,8 @@ class Followed(Protocol):
 
     @property
     def namespace(self) -> Namespace: ...
+    @property
+    def life(self) -> Life | None: ...
     @property
     def tailed(self) -> Position: ...
     @property
@@ -47,7 +49,7 @@ class PurgeCounters:
 
 
 class Purger:
-    """One namespace's purger on one worker; a listener of its tail.
+    """One namespace's purger of one cache on one worker; a listener of its tail.
 
     Every worker remembers what changed, whoever holds the lease purges it, and the store notes from
     which position on something is still to be purged: what is before, everybody forgets. A channel
@@ -62,6 +64,7 @@ class Purger:
         target: Target,
         counters: PurgeCounters,
         *,
+        lease: str = "purge",
         min_interval_seconds: float,
         limit_channels: int = 10_000,
         lease_seconds: float = 10.0,
@@ -73,6 +76,7 @@ class Purger:
         self._namespace = namespace
         self._target = target
         self._counters = counters
+        self._lease = lease
         self._min_interval_seconds = min_interval_seconds
         self._limit_channels = limit_channels
         # Whoever holds it next knows nothing of the intervals: they are over by then.
@@ -82,6 +86,9 @@ class Purger:
         self._token = secrets.token_hex(8)
         self._held_until = 0.0
         self._tailed = ORIGIN
+        # The history that is followed, and its channels.
+        self._epoch = ""
+        self._index: dict[str, IndexEntry] = {}
         # Everything before it is purged, as the store said last.
         self._due_from = ORIGIN
         # The longest waiting first.
@@ -107,15 +114,27 @@ class Purger:
         """Remember what changed, perhaps unseen, and not so long ago that no cache has it.
 
         The store knows, once asked, what of it was purged. A channel that was deleted and published
-        to again has not `ended`: what is kept of its earlier history has its life.
+        to again has not `ended`: what is kept of its earlier history has its life. With another
+        epoch every channel has ended that was there before.
         """
         self._due_from, self._held_until = ORIGIN, 0.0
         life = life_seconds(mirror.namespace.cache) + LIFE_MARGIN_SECONDS
         since_ms = (self._now() - life) * 1000
-        newest = takewhile(lambda item: item[1].last.ms > since_ms, reversed(mirror.index.items()))
-        for channel, entry in reversed(list(islice(newest, self._limit_channels))):
+        epoch = mirror.life.epoch if mirror.life else ""
+        if self._epoch not in ("", epoch):
+            self._pending.clear()
+            for channel, _ in self._newest(self._index, since_ms):
+                self._remember(Purge(channel, mirror.tailed, ended=True))
+        for channel, entry in self._newest(mirror.index, since_ms):
             self._remember(Purge(channel, entry.last, entry.deleted))
-        self._tailed = mirror.tailed
+        self._tailed, self._epoch, self._index = mirror.tailed, epoch, mirror.index
+
+    def _newest(
+        self, index: dict[str, IndexEntry], since_ms: float
+    ) -> Iterable[tuple[str, IndexEntry]]:
+        """Return the channels that a cache may have something of, the newest last."""
+        newest = takewhile(lambda item: item[1].last.ms > since_ms, reversed(index.items()))
+        return reversed(list(islice(newest, self._limit_channels)))
 
     def room(self, mirror: Followed) -> asyncio.Future[None] | None:
         """It takes whatever comes."""
@@ -188,7 +207,7 @@ class Purger:
         # Whoever has not held it does not know what others have purged.
         noted = self._first_due() if self._held_until else None
         held, self._due_from = await self._store.hold(
-            self._namespace, _LEASE, self._token, seconds, noted
+            self._namespace, self._lease, self._token, seconds, noted
         )
         self._held_until = asked + seconds / 3 if held else 0.0
         for one in [one for one in self._pending.values() if one.position < self._due_from]:

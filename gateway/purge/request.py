@@ -1,12 +1,27 @@
 """Requests to caches, with every failure made a PurgeFailed."""
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import aiohttp
+from yarl import URL
 
 from gateway.purge.target import PurgeFailed
 
 _EXCERPT = 200
+
+
+def shown(url: str) -> str:
+    """Return a URL as it may be told: without user and password."""
+    return str(URL(url).with_user(None))
+
+
+class Answer(NamedTuple):
+    """What a cache answered; the names of `headers` in any case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
 
 
 class Requests:
@@ -26,27 +41,28 @@ class Requests:
         method: str,
         url: str,
         headers: Mapping[str, str],
-        body: bytes | None = None,
+        data: bytes | None = None,
         *,
         fine: tuple[int, ...] = (),
-    ) -> bytes:
-        """Return the answer's body; statuses from 300 on that are not `fine` raise PurgeFailed."""
+    ) -> Answer:
+        """Return the answer; statuses from 300 on that are not `fine` raise PurgeFailed."""
         if self._session is None:  # Not sooner: a session belongs to a running loop.
             self._session = aiohttp.ClientSession(
                 timeout=aiohttp.ClientTimeout(total=self._timeout_seconds), auto_decompress=False
             )
         try:
             async with self._session.request(
-                method, url, headers=headers, data=body, allow_redirects=False
+                method, url, headers=headers, data=data, allow_redirects=False
             ) as response:
-                answer = await response.read()
+                body = await response.read()
                 if response.status < 300 or response.status in fine:
-                    return answer
-                said = answer[:_EXCERPT].decode(errors="replace")
+                    return Answer(response.status, response.headers, body)
+                said = body[:_EXCERPT].decode(errors="replace")
                 wait = response.headers.get("Retry-After", "")
                 raise PurgeFailed(
-                    f"{method} {url}: {response.status} {said}",
+                    f"{method} {shown(url)}: {response.status} {said}",
                     float(wait) if wait.isascii() and wait.isdigit() else 0.0,
                 )
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise PurgeFailed(f"{method} {url}: {str(error) or type(error).__name__}") from error
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+            reason = str(error) or type(error).__name__
+            raise PurgeFailed(f"{method} {shown(url)}: {reason}") from error

@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import orjson
 
-from gateway.purge.request import Requests
+from gateway.purge.request import Requests, shown
 from gateway.purge.target import Purge, PurgeFailed, key_of
 
 _JSON = {"Content-Type": "application/json"}
@@ -57,11 +57,12 @@ class CloudflareTarget:
         body = orjson.dumps({"tags": [key_of(one) for one in purges]})
         answer = await self._requests.send("POST", self._url, self._headers, body)
         try:
-            done = orjson.loads(answer)["success"] is True
+            done = orjson.loads(answer.body)["success"] is True
         except (ValueError, KeyError, TypeError):
             done = False
         if not done:
-            raise PurgeFailed(f"POST {self._url}: {answer[:200].decode(errors='replace')}")
+            said = answer.body[:200].decode(errors="replace")
+            raise PurgeFailed(f"POST {shown(self._url)}: {said}")
 
 
 class WebhookTarget:

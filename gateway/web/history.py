@@ -85,9 +85,10 @@ class HistoryHandler:
         tail = self._tails[namespace.name]
         if tail.mirror.life is None:
             raise StoreUnavailable("the store has not answered yet")
+        given_out = True
         if query.after is not None:
             try:
-                await tail.reach(query.after, self._options.reach_seconds)
+                given_out = await tail.reach(query.after, self._options.reach_seconds)
             except TimeoutError as error:
                 raise StoreUnavailable(f"this worker has not reached {query.after} yet") from error
         page = await self._wait(tail, channel, query)
@@ -98,7 +99,7 @@ class HistoryHandler:
                 503, "Unavailable", "nobody can wait here now: overload",
                 {"reason": "overload"}, {"Retry-After": "1"},
             )  # fmt: skip
-        return await self._answer(request, tail.mirror, channel, query, page, coding)
+        return await self._answer(request, tail.mirror, channel, query, page, coding, given_out)
 
     def _read_query(self, request: web.Request) -> _Query:
         # In the order that clients are asked to keep, so that one question has one URL.
@@ -150,10 +151,12 @@ class HistoryHandler:
         query: _Query,
         page: Page,
         coding: str,
+        given_out: bool,
     ) -> web.Response:
         assert mirror.life is not None
         waited = query.wait_seconds is not None
-        if waited and not page.events and self._arrivals.draining:
+        # A position that is yet to come is a gap now, and none when it has come.
+        if not given_out or (waited and not page.events and self._arrivals.draining):
             headers = self._life.of_nothing(mirror.namespace, channel)
         else:
             settled = query.after is not None and not page.gap and len(page.events) == query.limit

@@ -95,9 +95,10 @@ class SnapshotHandler:
         held = newest_held(header, life.epoch)
         known = (minimum, held[0] if held else None)
         wanted = max((p for p in known if p is not None), default=None)
+        given_out = True
         if wanted is not None:
             try:
-                await tail.reach(wanted, self._options.wait_seconds)
+                given_out = await tail.reach(wanted, self._options.wait_seconds)
             except TimeoutError as error:
                 if held is None or held[0] != wanted or tail.mirror.life is not life:
                     raise StoreUnavailable(f"this worker has not reached {wanted} yet") from error
@@ -107,7 +108,13 @@ class SnapshotHandler:
             snapshot = await self._snapshots.get(tail, channel, wanted)
         except UnknownChannel as error:
             return unknown(tail, channel, str(error))
-        return await self._answer(request, tail, snapshot, header)
+        # What is at a position that is yet to come, no cache may say when it has come.
+        headers = (
+            self._life.of_snapshot(tail.mirror, channel)
+            if given_out
+            else self._life.of_nothing(namespace, channel)
+        )
+        return await self._answer(request, snapshot, header, headers)
 
     def _not_modified(self, headers: dict[str, str], held: EntityTag) -> web.Response:
         self._snapshots.counters.not_modified += 1
@@ -116,14 +123,13 @@ class SnapshotHandler:
     async def _answer(
         self,
         request: web.Request,
-        tail: Tail,
         snapshot: Snapshot,
         if_none_match: str | None,
+        headers: dict[str, str],
     ) -> web.Response:
         coding = negotiate_coding(read_header(request, "Accept-Encoding"))
         if coding is None:
             return not_acceptable()
-        headers = self._life.of_snapshot(tail.mirror, snapshot.channel)
         # Whoever knew more than this worker was waited for: what is newer now is lost history.
         outcome = evaluate_if_none_match(if_none_match, snapshot.tag(coding))
         if isinstance(outcome, NotModified):

@@ -119,9 +119,14 @@ def test_config_show_prints_a_file_that_gives_the_same_settings(
 
 def test_config_show_hides_the_password(run: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GATEWAY_REDIS", "redis://me:hidden@localhost:6379/0")
+    monkeypatch.setenv("GATEWAY_PURGE__VARNISH_URLS", '["http://me:hidden@10.0.0.1:6082"]')
+    monkeypatch.setenv("GATEWAY_PURGE__WEBHOOK_URL", "https://me:hidden@example.org/hook")
+    monkeypatch.setenv("GATEWAY_PURGE__WEBHOOK_SECRET", "hidden")
     out = run("config", "show").out + run("config", "show", "--json").out
     assert "hidden" not in out
     assert "redis://***@localhost:6379/0" in out
+    assert "http://***@10.0.0.1:6082" in out
+    assert "https://***@example.org/hook" in out
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,10 @@ import orjson
 import pytest
 
 from gateway.protocol.position import Position
-from gateway.purge.edges import VarnishTarget
+from gateway.purge.edges import NginxTarget, VarnishTarget
 from gateway.purge.request import Requests
-from gateway.purge.target import Purge
-from tests.edge.running import Edge, nginx, varnish
+from gateway.purge.target import Purge, PurgeFailed
+from tests.edge.running import Edge, nginx, origin_of, varnish
 from tests.edge.test_codings import WHOLE
 from tests.running import Valkey, Worker, free_port, until, worker
 from tests.web.proxy import redis_proxy
@@ -71,7 +71,7 @@ async def test_an_edge_has_the_new_state_in_every_coding_long_before_the_old_one
                 while set((await states(session, edge)).values()) != {state}:
                     await asyncio.sleep(0.05)
             # What is there now stays there, from the cache.
-            await until(lambda: not origin.gateway.purging.purgers["default"].pending)
+            await until(lambda: not origin.gateway.purging.purgers["default"][0].pending)
             async with asyncio.timeout(20):
                 before = -1
                 while origin.gateway.requests["/snapshots"] != before:
@@ -100,7 +100,7 @@ async def test_a_worker_that_is_behind_cannot_put_the_old_state_back(
             worker(proxy.url, {**alone, "snapshots": {"wait_seconds": 0.3}}, port=port) as behind,
         ):
             await publish(session, ahead, "old")
-            await until(lambda: not ahead.gateway.purging.purgers["default"].pending)
+            await until(lambda: not ahead.gateway.purging.purgers["default"][0].pending)
             async with asyncio.timeout(20):
                 while set((await states(session, edge)).values()) != {"old"}:
                     await asyncio.sleep(0.05)
@@ -113,9 +113,74 @@ async def test_a_worker_that_is_behind_cannot_put_the_old_state_back(
             async with asyncio.timeout(20):
                 while set((await states(session, edge)).values()) != {"new"}:
                     await asyncio.sleep(0.05)
-            await until(lambda: not ahead.gateway.purging.purgers["default"].pending)
+            await until(lambda: not ahead.gateway.purging.purgers["default"][0].pending)
             assert behind.gateway.requests["/snapshots"]
             assert set((await states(session, edge)).values()) == {"new"}
+
+
+@pytest.mark.parametrize("kind", ["nginx", "varnish"])
+async def test_nothing_of_another_epoch_is_left_at_an_edge_after_the_store_was_flushed(
+    redis: Valkey, session: aiohttp.ClientSession, tmp_path: Path, kind: str
+) -> None:
+    port = free_port()
+    async with (
+        edge_of(kind, tmp_path, port) as edge,
+        worker(redis.url, settings(kind, edge), port=port) as origin,
+        redis.client() as store,
+    ):
+        await publish(session, origin, "old")
+        async with asyncio.timeout(20):
+            while set((await states(session, edge)).values()) != {"old"}:
+                await asyncio.sleep(0.05)
+        await store.flushall()
+        async with asyncio.timeout(20):
+            while set((await states(session, edge)).values()) != {None}:
+                await asyncio.sleep(0.05)
+        await publish(session, origin, "new")
+        async with asyncio.timeout(20):
+            while set((await states(session, edge)).values()) != {"new"}:
+                await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("kind", ["nginx", "varnish"])
+async def test_an_address_that_refreshes_nothing_is_a_failure_and_harms_no_other_edge(
+    redis: Valkey, session: aiohttp.ClientSession, tmp_path: Path, kind: str
+) -> None:
+    port = free_port()
+    async with edge_of(kind, tmp_path, port) as edge:
+        given = settings(kind, edge)
+        # That of the readers, at which nobody may refresh, and one where nobody is.
+        wrong = [edge.url, f"http://127.0.0.1:{free_port()}"]
+        given["purge"][f"{kind}_urls"] = [*wrong, edge.internal_url]
+        async with worker(redis.url, given, port=port) as origin:
+            *failing, working = origin.gateway.purging.purgers["default"]
+            await publish(session, origin, "1")
+            await until(lambda: not working.pending)
+            # Kept, and old from now on.
+            assert set((await states(session, edge)).values()) == {"1"}
+            for state in ("2", "3"):
+                await publish(session, origin, state)
+                async with asyncio.timeout(20):
+                    while set((await states(session, edge)).values()) != {state}:
+                        await asyncio.sleep(0.05)
+            await until(lambda: failing[1].breaker.failures >= 3)
+            assert not working.breaker.failures
+            assert origin.gateway.purging.counters.failures >= 3
+
+
+async def test_an_old_answer_is_not_taken_for_a_refreshed_one(
+    redis: Valkey, session: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    async with worker(redis.url) as origin, nginx(tmp_path, origin_of(origin.url)) as edge:
+        await publish(session, origin, "1")
+        requests = Requests(5.0)
+        target = NginxTarget(requests, edge.url, "")
+        ahead = Purge("a/b", Position(2**52, 0))
+        with pytest.raises(PurgeFailed, match="is this the internal address"):
+            await target.purge("default", [ahead])
+        with pytest.raises(PurgeFailed, match="is this the internal address"):
+            await NginxTarget(requests, f"{edge.url}/elsewhere", "").purge("default", [ahead])
+        await requests.aclose()
 
 
 async def test_what_changed_while_nobody_purged_is_new_at_the_edge_soon_after_the_start(
@@ -165,6 +230,6 @@ async def test_varnish_drops_what_it_has_of_many_channels_with_long_names(
         # Kept: a full page can change no more.
         assert {await status(edge, name, first) for name in names} == {200}
         requests = Requests(20.0)
-        await VarnishTarget(requests, [edge.internal_url], "").purge("default", purges)
+        await VarnishTarget(requests, edge.internal_url, "").purge("default", purges)
         await requests.aclose()
         assert {await status(edge, name, first) for name in names} == {404}

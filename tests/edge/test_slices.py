@@ -78,7 +78,7 @@ async def test_purges_of_a_snapshot_leave_its_running_slice_shared(shared: Share
             for _ in range(10):
                 reading.append(asyncio.create_task(read(session, url)))
                 published.append(await publish(session, origin, "purged/a", "x"))
-                await until(lambda: not purging.purgers["purged"].pending)
+                await until(lambda: not purging.purgers["purged"][0].pending)
                 # As a CDN that is purged by key; VarnishTarget refreshes instead.
                 headers = {"xkey-softpurge": snapshot_key("purged/a")}
                 async with session.request("PURGE", edge.internal_url, headers=headers) as answer:

@@ -5,7 +5,7 @@ from typing import Any
 import aiohttp
 import orjson
 
-from tests.purge.recorder import Recorder
+from tests.purge.recorder import Answer, Received, Recorder
 from tests.running import Worker
 
 
@@ -15,6 +15,12 @@ def settings(hook: Recorder, **purge: Any) -> dict[str, Any]:
         "namespaces": {"default": {"purge": "webhook", "edge_max_age_seconds": 600}},
         "purge": {"webhook_url": hook.url, "webhook_secret": "s", **purge},
     }
+
+
+def refreshed(request: Received) -> Answer:
+    """Answer as an edge does that fetched a snapshot anew."""
+    tag = f'"e.{request.headers["Minimum-Position"]}.d.identity"'
+    return 200, {"ETag": tag}, b"{}"
 
 
 async def publish(session: aiohttp.ClientSession, origin: Worker, channel: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import aiohttp
 import orjson
 
-from tests.purge.hook import publish, purged, settings
+from tests.purge.hook import publish, purged, refreshed, settings
 from tests.purge.recorder import Answer, Received, Recorder
 from tests.running import Valkey, until, worker
 
@@ -22,8 +22,9 @@ async def test_an_edge_that_never_answers_is_asked_little_by_one_worker_and_purg
         "purge": {"nginx_urls": [hook.url], "min_interval_ms": 50, "timeout_seconds": 0.3},
     }
     hook.answering.clear()
+    hook.answer = refreshed
     async with worker(redis.url, given) as first, worker(redis.url, given) as second:
-        purgers = [one.gateway.purging.purgers["default"] for one in (first, second)]
+        purgers = [one.gateway.purging.purgers["default"][0] for one in (first, second)]
         for purger in purgers:
             # All that is to be asked takes longer than a lease lasts.
             purger._lease_seconds = 3.0
@@ -49,7 +50,7 @@ async def test_a_call_is_given_up_in_time_for_the_lease(
 ) -> None:
     hook.answering.clear()
     async with worker(redis.url, settings(hook, timeout_seconds=60)) as origin:
-        purger = origin.gateway.purging.purgers["default"]
+        purger = origin.gateway.purging.purgers["default"][0]
         purger._lease_seconds = 1.0
         last = await publish(session, origin, "a")
         await until(lambda: origin.gateway.purging.counters.failures)
@@ -71,7 +72,7 @@ async def test_a_target_that_takes_only_so_much_at_once_gets_less_at_once(
             f"{origin.url}/publish", data=lines, headers={"Content-Type": "application/x-ndjson"}
         ) as stored:
             assert stored.status == 200, await stored.text()
-        purger = origin.gateway.purging.purgers["default"]
+        purger = origin.gateway.purging.purgers["default"][0]
         await until(lambda: len({name for name, _ in purged(hook)}) == 100)
         await until(lambda: not purger.pending)
         assert not purger.breaker.failures

@@ -28,7 +28,7 @@ async def test_a_change_is_purged_and_many_are_purged_together(
         # The channel changed 21 times, within some intervals.
         intervals = (loop.time() - began) / interval
         assert len([one for one in purged(hook) if one[0] == "a"]) <= 2 + intervals
-        await until(lambda: not origin.gateway.purging.purgers["default"].pending)
+        await until(lambda: not origin.gateway.purging.purgers["default"][0].pending)
         assert origin.gateway.purging.counters.purged == len(purged(hook))
 
 
@@ -62,7 +62,7 @@ async def test_what_failed_is_tried_again_until_it_works(
 ) -> None:
     hook.answer = lambda one: (503, {}, b"down")
     async with worker(redis.url, settings(hook, min_interval_ms=50)) as origin:
-        purger = origin.gateway.purging.purgers["default"]
+        purger = origin.gateway.purging.purgers["default"][0]
         await publish(session, origin, "a")
         await until(lambda: purger.breaker.failures >= 3)
         last = await publish(session, origin, "a")
@@ -81,7 +81,7 @@ async def test_a_target_that_stays_down_costs_little_and_holds_nobody_up(
 ) -> None:
     hook.answer = lambda one: (503, {}, b"down")
     async with worker(redis.url, settings(hook, min_interval_ms=50)) as origin:
-        purger = origin.gateway.purging.purgers["default"]
+        purger = origin.gateway.purging.purgers["default"][0]
         purger._limit_channels = 50  # As after many channels changed.
         for number in range(120):
             await publish(session, origin, f"c/{number}")
@@ -140,7 +140,7 @@ async def test_a_foreign_value_in_place_of_the_note_is_refused_by_name_and_ends_
         await client.set(key, b"hello \xff")
         with pytest.raises(StoreRefused, match=key):
             await origin.gateway.store.hold("default", "purge", "one", 0)
-        purger = origin.gateway.purging.purgers["default"]
+        purger = origin.gateway.purging.purgers["default"][0]
         purger._lease_seconds = 0.5
         last = await publish(session, origin, "a")
         await until(lambda: purger.pending)

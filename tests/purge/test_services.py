@@ -129,6 +129,14 @@ async def test_a_cloudflare_answer_that_says_no_is_a_failure(
             await CloudflareTarget(requests, server.url, "Z", "T").purge("default", PURGES)
 
 
+async def test_a_failure_tells_no_password_whatever_went_wrong(requests: Requests) -> None:
+    for url, token in (("http://admin:s3cret@127.0.0.1:1", "T"), ("http://127.0.0.1:1", "T\n")):
+        with pytest.raises(PurgeFailed) as caught:
+            await FastlyTarget(requests, url, "S", token).purge("default", PURGES)
+        assert "s3cret" not in str(caught.value)
+        assert "POST http://127.0.0.1:1/service/S/purge" in str(caught.value)
+
+
 async def test_a_target_that_is_not_there_is_a_failure(requests: Requests) -> None:
     with pytest.raises(PurgeFailed):
         await FastlyTarget(requests, "http://127.0.0.1:1", "S", "T").purge("default", PURGES)

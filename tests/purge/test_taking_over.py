@@ -16,7 +16,7 @@ from tests.web.proxy import redis_proxy
 
 
 def purger_of(one: Worker) -> Purger:
-    return one.gateway.purging.purgers["default"]
+    return one.gateway.purging.purgers["default"][0]
 
 
 async def test_what_was_left_when_the_only_worker_stopped_its_successor_purges(

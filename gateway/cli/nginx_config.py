@@ -3,7 +3,7 @@
 import math
 import re
 import sysconfig
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -44,7 +44,8 @@ class Edge:
     cache: str = "/var/lib/nginx/sse-gateway"
     logs: str = "/var/log/nginx"
     pid: str = "/run/nginx.pid"
-    trusted: tuple[str, ...] = field(default=("127.0.0.1",))
+    trusted: tuple[str, ...] = ("127.0.0.1",)
+    allowed: tuple[str, ...] = ("127.0.0.1",)
 
 
 def template_directory() -> Path:
@@ -84,6 +85,7 @@ def _changes(settings: Settings, edge: Edge) -> list[tuple[str, str]]:
     snapshot = math.ceil(settings.snapshots.wait_seconds) + 1
     longest = max(own.ring_age_seconds for own in settings.namespaces.values())
     trusted = "".join(f"        set_real_ip_from {one};\n" for one in edge.trusted)
+    allowed = "".join(f"        allow {one};\n" for one in edge.allowed)
     body = math.ceil(settings.publish.batch_limit_bytes / 2**20)
     return [
         ("server 127.0.0.1:8080;", f"server {origin};"),
@@ -96,6 +98,7 @@ def _changes(settings: Settings, edge: Edge) -> list[tuple[str, str]]:
         ("/var/log/nginx/", f"{edge.logs}/"),
         ("/run/nginx.pid", edge.pid),
         ("        set_real_ip_from 127.0.0.1;\n", trusted),
+        ("        allow 127.0.0.1;\n", allowed),
         ("inactive=70m", f"inactive={math.ceil(longest / 60) + 10}m"),
         ("proxy_read_timeout 60s;", f"proxy_read_timeout {max(streams, wait)}s;"),
         ("proxy_cache_lock_timeout 3s;", f"proxy_cache_lock_timeout {snapshot}s;"),
@@ -150,11 +153,16 @@ def nginx_config(
         list[str] | None,
         _option("--trusted", "A proxy, or network, that is believed about addresses; repeatable."),
     ] = None,
+    allow: Annotated[
+        list[str] | None,
+        _option("--allow", "Who may publish, operate and refresh; repeatable."),
+    ] = None,
 ) -> None:
     """Print an NGINX configuration for this gateway, complete, filled in from the settings."""
     edge = Edge(
         origin=origin, http=http, https=https, internal=internal, certificate=certificate, key=key,
         cache=cache, trusted=tuple(trusted or Edge().trusted),
+        allowed=tuple(allow or Edge().allowed),
     )  # fmt: skip
     text = render(load_settings(config, {}), edge)
     output().file.write(text)

@@ -75,8 +75,8 @@ class HistoryHandler:
 
     async def get(self, request: web.Request) -> web.StreamResponse:
         """Return the page after `after`, or the oldest that the ring holds."""
-        query = self._read_query(request)
         channel, namespace = self._names.channel(request)
+        query = self._read_query(request)
         if (redirect := redirect_spelling(request, channel)) is not None:
             return redirect
         coding = negotiate_coding(read_header(request, "Accept-Encoding"))

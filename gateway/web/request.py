@@ -61,6 +61,8 @@ def redirect_spelling(request: web.Request, channel: str) -> web.Response | None
         return None
     # Relative, for a proxy may publish the gateway below a path that it does not know.
     within = raw.count("/") - request.path.count("/") + channel.count("/")
+    if "%" in raw.rsplit("/", within + 1)[0]:
+        check_spelling(request)  # What leads to the channel: it would lead to itself.
     location = "../" * within + channel
     if request.query_string:
         location += "?" + request.rel_url.raw_query_string

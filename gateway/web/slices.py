@@ -64,8 +64,8 @@ class SliceHandler:
 
     async def numbered(self, request: web.Request) -> web.StreamResponse:
         """Answer with one slice of a channel, or say why there is none."""
-        read_query(request)
         channel, namespace = self._names.channel(request)
+        read_query(request)
         check_spelling(request)
         number = parse_slice_number(request.match_info["number"], namespace.slice_seconds)
         tail = self._tails[namespace.name]
@@ -88,8 +88,8 @@ class SliceHandler:
 
     async def current(self, request: web.Request) -> web.StreamResponse:
         """Answer with the channel's current slice; an EventSource is never told to give up."""
-        read_query(request)
         channel, namespace = self._names.channel(request)
+        read_query(request)
         check_spelling(request)
         tail = self._tails[namespace.name]
         try:

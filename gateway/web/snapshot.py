@@ -76,8 +76,8 @@ class SnapshotHandler:
 
     async def get(self, request: web.Request) -> web.StreamResponse:
         """Return the channel's state, or 304 when the caller has it."""
-        query = read_query(request, "min")
         channel, namespace = self._names.channel(request)
+        query = read_query(request, "min")
         if (redirect := redirect_spelling(request, channel)) is not None:
             return redirect
         minimum = Position.parse(query["min"], "min") if "min" in query else None

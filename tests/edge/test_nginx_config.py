@@ -62,7 +62,8 @@ def test_nginx_accepts_what_the_command_prints(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "gateway", "nginx-config", "--certificate", str(made), "--key",
          str(key), "--http", "127.0.0.1:8000", "--https", "127.0.0.1:8443", "--cache",
-         str(tmp_path / "cache"), "--trusted", "192.0.2.0/24", "--trusted", "2001:db8::/32"],
+         str(tmp_path / "cache"), "--trusted", "192.0.2.0/24", "--trusted", "2001:db8::/32",
+         "--allow", "10.0.0.0/8"],
         capture_output=True, text=True, check=True, cwd=tmp_path,
         env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
     )  # fmt: skip
@@ -71,6 +72,8 @@ def test_nginx_accepts_what_the_command_prints(tmp_path: Path) -> None:
     check(file)
     assert "set_real_ip_from 2001:db8::/32;" in done.stdout
     assert "set_real_ip_from 127.0.0.1;" not in done.stdout
+    assert "        allow 10.0.0.0/8;\n        deny all;\n" in done.stdout
+    assert "allow 127.0.0.1;" not in done.stdout
     assert re.search(r"^\s*include ", done.stdout, re.MULTILINE) is None
 
 

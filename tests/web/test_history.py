@@ -95,6 +95,20 @@ async def test_a_full_page_is_kept_only_for_what_is_left_of_its_first_events_age
     assert 80 < kept < 90
 
 
+async def test_what_is_asked_for_at_a_position_yet_to_come_is_kept_by_nobody(
+    client: Client,
+) -> None:
+    published = Position.parse(await client.publish("a", b"1"))
+    await client.settle()
+    ahead = Position(published.ms + 3_600_000, 0)
+    for path in (f"/history/a?after={ahead}", f"/history/a?after={ahead}&wait=1"):
+        page = await client.get(path)
+        assert (page.json["gap"], page.headers["Cache-Control"]) == (True, "no-store")
+    snapshot = await client.get(f"/snapshots/a?min={ahead}")
+    assert (snapshot.json["id"], snapshot.headers["Cache-Control"]) == (str(published), "no-store")
+    assert (await client.get(f"/snapshots/a?min={published}")).headers["CDN-Cache-Control"]
+
+
 async def test_an_evicted_position_is_a_gap_and_the_page_is_what_is_left(start: Start) -> None:
     client = await start(
         {"namespaces": {"default": {"ring_limit_events": 3, "ring_spares_young": False}}}

@@ -291,3 +291,6 @@ async def test_a_channel_has_one_spelling(client: Client, kind: str) -> None:
         assert answer.headers["Cache-Control"] == "no-store"
         led = client.url(f"/{kind}/{spelling}").join(URL(answer.headers["Location"], encoded=True))
         assert led.raw_path_qs == f"/{kind}/a/b" + ("?limit=1" if "?" in spelling else "")
+    # Nothing leads to itself.
+    astray = await client.get(f"/{'%68' if kind == 'history' else '%73'}{kind[1:]}/a/b")
+    assert (astray.status, astray.headers["Cache-Control"]) == (400, "no-store")

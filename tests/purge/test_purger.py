@@ -66,6 +66,8 @@ async def test_what_failed_is_tried_again_until_it_works(
         await publish(session, origin, "a")
         await until(lambda: purger.breaker.failures >= 3)
         last = await publish(session, origin, "a")
+        tail = origin.gateway.tails["default"]
+        await until(lambda: tail.mirror.tailed >= Position.parse(last))
         assert purger.pending == 1
         tried = len(hook.received)
         hook.answer = lambda one: (200, {}, b"")

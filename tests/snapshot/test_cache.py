@@ -103,8 +103,9 @@ async def test_a_reader_that_leaves_takes_nobody_elses_snapshot_along(
 
 
 async def test_events_that_come_while_the_state_is_read_fold_once(
-    start: Start, redis: Valkey
+    start: Start, redis: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(cache, "_BEHIND_SECONDS", 20.0)
     async with redis_proxy(redis.socket) as proxy:
         publisher = await start({"namespaces": {"n": {"reducer": "keyed"}}})
         client = await start({"namespaces": {"n": {"reducer": "keyed"}}}, proxy.url)
@@ -125,8 +126,9 @@ async def test_events_that_come_while_the_state_is_read_fold_once(
 
 
 async def test_a_channel_that_ends_while_its_state_is_read_is_unknown(
-    start: Start, redis: Valkey
+    start: Start, redis: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(cache, "_BEHIND_SECONDS", 20.0)
     async with redis_proxy(redis.socket) as proxy:
         publisher, client = await start(), await start(None, proxy.url)
         await publisher.publish("a", b"1")
@@ -142,8 +144,9 @@ async def test_a_channel_that_ends_while_its_state_is_read_is_unknown(
 
 
 async def test_a_store_that_was_emptied_while_a_state_is_read_leaves_no_trace_of_it(
-    start: Start, redis: Valkey
+    start: Start, redis: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(cache, "_BEHIND_SECONDS", 20.0)
     async with redis_proxy(redis.socket) as proxy:
         publisher, client = await start(), await start(None, proxy.url)
         old = await publisher.publish("a", b"old")
@@ -167,7 +170,6 @@ async def test_a_store_that_was_emptied_while_a_state_is_read_leaves_no_trace_of
 async def test_a_worker_that_has_not_noticed_another_history_reads_no_state_of_it(
     start: Start, redis: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cache, "_BEHIND_SECONDS", 0.1)
     async with redis_proxy(redis.socket) as proxy:
         publisher, client = await start(), await start(None, proxy.url)
         await publisher.publish("a", b"old")
@@ -176,7 +178,9 @@ async def test_a_worker_that_has_not_noticed_another_history_reads_no_state_of_i
         async with redis.client() as store:
             await store.flushall()
         await publisher.publish("a", b"new")
+        monkeypatch.setattr(cache, "_BEHIND_SECONDS", 0.1)
         behind = await client.get("/snapshots/a")
+        monkeypatch.setattr(cache, "_BEHIND_SECONDS", 20.0)
         assert behind.status == 503
         assert "behind" in behind.problem["detail"]
         proxy.release()

@@ -210,9 +210,10 @@ async def listening(answer: bytes) -> AsyncIterator[int]:
         server.close()
 
 
-async def failure(url: str) -> str:
-    options = ConnectionOptions(connect_timeout_seconds=0.3)
-    async with open_store(url, limits=QUICK, options=options) as store:
+async def failure(url: str, seconds: float = 10.0) -> str:
+    options = ConnectionOptions(connect_timeout_seconds=seconds)
+    limits = StoreLimits(command_timeout_seconds=seconds)
+    async with open_store(url, limits=limits, options=options) as store:
         with pytest.raises(StoreUnavailable) as caught:
             await store.check()
         assert not isinstance(caught.value, OutcomeUnknown)
@@ -242,10 +243,10 @@ async def test_a_socket_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 async def test_a_server_that_says_nothing_is_given_up_in_time() -> None:
-    async with listening(b"") as port, asyncio.timeout(5):
-        await failure(f"redis://127.0.0.1:{port}")
-        await failure(f"redis+cluster://127.0.0.1:{port}")
-        await failure(f"redis+sentinel://127.0.0.1:{port}/main")
+    async with listening(b"") as port, asyncio.timeout(20):
+        await failure(f"redis://127.0.0.1:{port}", 0.3)
+        await failure(f"redis+cluster://127.0.0.1:{port}", 0.3)
+        await failure(f"redis+sentinel://127.0.0.1:{port}/main", 0.3)
 
 
 async def test_a_server_that_is_no_redis_is_no_store() -> None:

@@ -159,6 +159,7 @@ class RawStream:
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         self._received = bytearray()
+        self.longest_pause = 0.0
 
     async def read_until(self, end: bytes) -> bytes:
         """Read on until `end` has come; return everything so far, the head taken off."""
@@ -175,10 +176,17 @@ class RawStream:
             raise EOFError(f"it ended: {bytes(self._received[-300:])!r}")
 
     async def read_slowly(self, bytes_a_second: int) -> None:
-        """Read on at a steady pace until cancelled."""
-        while True:
-            await self._receive(bytes_a_second // 20)
-            await asyncio.sleep(1 / 20)
+        """Read on until cancelled; `longest_pause`, in seconds, tells how steady the pace was."""
+        clock = asyncio.get_running_loop().time
+        before = clock()
+        try:
+            while True:
+                await self._receive(bytes_a_second // 20)
+                self.longest_pause = max(self.longest_pause, clock() - before)
+                before = clock()
+                await asyncio.sleep(1 / 20)
+        finally:
+            self.longest_pause = max(self.longest_pause, clock() - before)
 
     async def read_to_end(self) -> bytes:
         """Read until the other side closes; return everything, the head taken off."""

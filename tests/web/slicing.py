@@ -80,7 +80,7 @@ async def at_a_slices_beginning_after_the_first(client: Client) -> int:
 async def just_before_the_end(client: Client) -> int:
     """Wait for the time in which requests are held, but not in the first slice of an epoch."""
     end_ms = SECONDS * 1000
-    return await _at(client, range(end_ms - 1800, end_ms), later_than=await _first(client))
+    return await _at(client, range(end_ms - 1800, end_ms - 1000), later_than=await _first(client))
 
 
 class Reader:

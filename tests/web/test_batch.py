@@ -284,6 +284,7 @@ async def test_batches_at_once_do_not_mix(client: Client) -> None:
         assert [entry["data"] for entry in stored[at : at + 50]] == [[first, n] for n in range(50)]
 
 
+@pytest.mark.timeout(400)
 async def test_batches_as_fast_as_they_are_taken_do_not_outrun_the_tail(
     start: Start, caplog: pytest.LogCaptureFixture
 ) -> None:

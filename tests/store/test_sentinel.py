@@ -43,6 +43,8 @@ async def sentinel(directory: Path, master: Valkey) -> AsyncIterator["Redis"]:
                 try:
                     await client.execute_command("SENTINEL", "DEBUG", "INFO-PERIOD", "100")
                     await client.execute_command("SENTINEL", "DEBUG", "PING-PERIOD", "100")
+                    # How long it does nothing after a time in which it did not run (30 s).
+                    await client.execute_command("SENTINEL", "DEBUG", "TILT-PERIOD", "100")
                     break
                 except Exception:
                     await asyncio.sleep(0.01)

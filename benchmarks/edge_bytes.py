@@ -17,8 +17,8 @@ from benchmarks.edge_tables import Found
 CODINGS = ("identity", "gzip", "zstd")
 # One slice for the whole run.
 SETTINGS = {
-    "GATEWAY_NAMESPACES__DEFAULT__SLICE_SECONDS": "3600",
-    "GATEWAY_NAMESPACES__DEFAULT__RING_AGE_SECONDS": "14400",
+    "GATEWAY_NAMESPACES__DEFAULT__SLICE_SECONDS": "1000000",
+    "GATEWAY_NAMESPACES__DEFAULT__RING_AGE_SECONDS": "10000000",
     "GATEWAY_NAMESPACES__DEFAULT__STREAM_CODINGS": '["zstd","gzip"]',
 }
 NUMBER = re.compile(rb'"seq":(\d+)')

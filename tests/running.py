@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import random
 import shutil
 import signal
 import socket
@@ -155,11 +156,23 @@ async def worker(
         await gateway.store.aclose()
 
 
+_ports = random.sample(range(20000, 30000), 10000)
+
+
 def free_port() -> int:
-    """Return a TCP port of loopback that was free just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a TCP port of loopback that is free, another one each time.
+
+    No outgoing connection is given it, nor a server that takes any port.
+    """
+    while True:
+        port = _ports.pop()
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
 
 
 class Block:

@@ -2,10 +2,8 @@
 
 import asyncio
 import os
-import random
 import re
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -14,24 +12,13 @@ from typing import Self
 
 import aiohttp
 
+from tests.running import free_port
+
 ROOT = Path(__file__).parents[2]
 RETRY_MS = 100
 PAUSE_SECONDS = 0.01
 SEEN_BETWEEN = 10
 """Events that a client must have seen before the next kill."""
-
-
-def fixed_port() -> int:
-    """Return a free port that no outgoing connection is given while nobody listens on it."""
-    while True:
-        port = random.randrange(20000, 30000)
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
 
 
 class Serving:
@@ -41,7 +28,7 @@ class Serving:
     """
 
     def __init__(self, directory: Path, settings: Mapping[str, str] | None = None) -> None:
-        self.port = fixed_port()
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._directory = directory
         self._settings = {"GATEWAY_STREAMS__RETRY_MS": str(RETRY_MS), **(settings or {})}

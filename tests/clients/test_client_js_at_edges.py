@@ -22,9 +22,8 @@ from tests.clients.pages import (
     redis,
     session,
 )
-from tests.clients.serving import fixed_port
 from tests.edge.running import nginx, varnish
-from tests.running import Valkey, worker
+from tests.running import Valkey, free_port, worker
 
 __all__ = ["browser", "redis", "session"]
 
@@ -68,7 +67,7 @@ async def test_readers_see_nothing_but_a_pause_though_the_gateway_dies(
     kind: str,
     transport: str,
 ) -> None:
-    port = fixed_port()
+    port = free_port()
     origin, ids = f"http://127.0.0.1:{port}", []
     context = await browser.new_context(ignore_https_errors=True)
     async with edge(kind, tmp_path / kind, port) as url:

@@ -13,7 +13,7 @@ from tests.running import Block, Stream, Valkey, follow, worker
 
 NAMESPACES = {"namespaces": {"prices": {"reducer": "keyed"}, "docs": {"reducer": "merge"}}}
 # A worker that keeps one state in memory reads every other from the store when it is asked.
-SMALL = {"snapshots": {"cache_limit_bytes": 1}}
+SMALL = {"cache_limit_bytes": 1}
 CHANNELS = {
     **{f"prices/{name}": "keyed" for name in ("a", "b/c", "b/d")},
     **{f"docs/{name}": "merge" for name in ("a", "b/c", "b/d")},
@@ -134,7 +134,8 @@ def judge(reader: Reader, histories: dict[str, History]) -> None:
 async def test_fifty_clients_that_come_and_go_have_the_publishers_state(
     redis: Valkey, session: aiohttp.ClientSession, kept: dict[str, Any]
 ) -> None:
-    async with worker(redis.url, {**NAMESPACES, **kept}) as gateway:
+    patient = {"snapshots": {"wait_seconds": 20.0, **kept}}
+    async with worker(redis.url, {**NAMESPACES, **patient}) as gateway:
         publisher = Publisher(session, lambda: gateway.url, CHANNELS, random.Random(7))
         done = asyncio.Event()
         readers = [Reader(session, gateway.url, seed) for seed in range(CLIENTS)]

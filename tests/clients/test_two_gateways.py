@@ -14,7 +14,10 @@ from tests.clients.model import ABSENT, Publisher, canonical, order
 from tests.clients.proxy import proxy
 from tests.running import follow, free_port, valkey, worker
 
-NAMESPACES = {"namespaces": {"prices": {"reducer": "keyed"}, "docs": {"reducer": "merge"}}}
+PATIENT = {
+    "namespaces": {"prices": {"reducer": "keyed"}, "docs": {"reducer": "merge"}},
+    "snapshots": {"wait_seconds": 20.0},
+}
 CHANNELS = {
     "prices/a": "keyed", "prices/b": "keyed", "docs/a": "merge", "docs/b": "merge",
     "news/a": "last", "news/b": "last",
@@ -36,8 +39,8 @@ async def urls(tmp_path: Path) -> AsyncIterator[list[str]]:
     async with (
         valkey(tmp_path / "valkey", port=port),
         proxy(port) as slow,
-        worker(f"redis://127.0.0.1:{port}", NAMESPACES) as first,
-        worker(f"redis://127.0.0.1:{slow.port}", NAMESPACES) as second,
+        worker(f"redis://127.0.0.1:{port}", PATIENT) as first,
+        worker(f"redis://127.0.0.1:{slow.port}", PATIENT) as second,
     ):
         slow.delay_seconds = DELAY_SECONDS
         yield [first.url, second.url]

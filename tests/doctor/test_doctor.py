@@ -231,7 +231,7 @@ async def rare_heartbeats(directory: Path) -> AsyncIterator[Worker]:
     settings = {
         **SETTINGS,
         "streams": {"heartbeat_seconds": 60.0},
-        "namespaces": {**SETTINGS["namespaces"], "short": {"slice_seconds": 6}},
+        "namespaces": {**SETTINGS["namespaces"], "short": {"slice_seconds": 10}},
     }
     async with valkey(directory) as redis, worker(redis.url, settings) as running:
         yield running

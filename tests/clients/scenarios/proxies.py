@@ -43,7 +43,8 @@ async def a_better_transport_is_tried_again_when_a_proxy_lets_it_through(
     page = await stage.page()
     async with narrow(gateway.url) as way:
         url = f"http://127.0.0.1:{way.port}"
-        await read(page, url, "plain/better", transports=["events", "poll"], betterSeconds=1)
+        await read(page, url, "plain/better", transports=["events", "poll"],
+                   betterSeconds=1, patienceSeconds=20)  # fmt: skip
         first = await connected(page, "plain/better", "events")
         assert first["transports"] == ["events"]
         way.open.clear()  # Not a word more, though the connection stands.
@@ -121,7 +122,8 @@ async def a_state_in_place_of_events_is_taken_as_such(stage: Stage) -> None:
         page = await stage.page(running.url)
         await publish(session, running.url, "boards/a", 1, "kept")
         await publish(session, running.url, "boards/a", 1, "old")
-        await read(page, f"http://127.0.0.1:{way.port}", "boards/a", heartbeatSeconds=60)
+        await read(page, f"http://127.0.0.1:{way.port}", "boards/a",
+                   heartbeatSeconds=60, patienceSeconds=20)  # fmt: skip
         await connected(page, "boards/a", "events")
         way.open.clear()
         counters, idle = running.gateway.hub.counters, 0

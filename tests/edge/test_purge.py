@@ -56,6 +56,13 @@ async def states(session: aiohttp.ClientSession, edge: Edge) -> dict[str, object
     return found
 
 
+async def until_all_have(session: aiohttp.ClientSession, edge: Edge, state: str | None) -> None:
+    """Wait until the edge has one state in every coding; None for no state."""
+    async with asyncio.timeout(20):
+        while set((await states(session, edge)).values()) != {state}:
+            await asyncio.sleep(0.05)
+
+
 @pytest.mark.parametrize("kind", ["nginx", "varnish"])
 async def test_an_edge_has_the_new_state_in_every_coding_long_before_the_old_one_ends(
     redis: Valkey, session: aiohttp.ClientSession, tmp_path: Path, kind: str
@@ -67,9 +74,7 @@ async def test_an_edge_has_the_new_state_in_every_coding_long_before_the_old_one
     ):
         for state in ("1", "2", "3"):
             await publish(session, origin, state)
-            async with asyncio.timeout(20):
-                while set((await states(session, edge)).values()) != {state}:
-                    await asyncio.sleep(0.05)
+            await until_all_have(session, edge, state)
             # What is there now stays there, from the cache.
             await until(lambda: not origin.gateway.purging.purgers["default"][0].pending)
             async with asyncio.timeout(20):
@@ -81,9 +86,7 @@ async def test_an_edge_has_the_new_state_in_every_coding_long_before_the_old_one
                         await states(session, edge)
         async with session.delete(f"{origin.url}/channels/a/b") as answer:
             assert answer.status == 200
-        async with asyncio.timeout(20):
-            while set((await states(session, edge)).values()) != {None}:
-                await asyncio.sleep(0.05)
+        await until_all_have(session, edge, None)
 
 
 @pytest.mark.parametrize("kind", ["nginx", "varnish"])
@@ -101,18 +104,14 @@ async def test_a_worker_that_is_behind_cannot_put_the_old_state_back(
         ):
             await publish(session, ahead, "old")
             await until(lambda: not ahead.gateway.purging.purgers["default"][0].pending)
-            async with asyncio.timeout(20):
-                while set((await states(session, edge)).values()) != {"old"}:
-                    await asyncio.sleep(0.05)
+            await until_all_have(session, edge, "old")
             proxy.hold(b"XREAD")
             await publish(session, ahead, "new")
             # It waits, says that it is behind, and is asked again: nothing old is taken for new.
             await until(lambda: ahead.gateway.purging.counters.failures >= 2)
             assert set((await states(session, edge)).values()) == {"old"}
             proxy.release()
-            async with asyncio.timeout(20):
-                while set((await states(session, edge)).values()) != {"new"}:
-                    await asyncio.sleep(0.05)
+            await until_all_have(session, edge, "new")
             await until(lambda: not ahead.gateway.purging.purgers["default"][0].pending)
             assert behind.gateway.requests["/snapshots"]
             assert set((await states(session, edge)).values()) == {"new"}
@@ -129,17 +128,11 @@ async def test_nothing_of_another_epoch_is_left_at_an_edge_after_the_store_was_f
         redis.client() as store,
     ):
         await publish(session, origin, "old")
-        async with asyncio.timeout(20):
-            while set((await states(session, edge)).values()) != {"old"}:
-                await asyncio.sleep(0.05)
+        await until_all_have(session, edge, "old")
         await store.flushall()
-        async with asyncio.timeout(20):
-            while set((await states(session, edge)).values()) != {None}:
-                await asyncio.sleep(0.05)
+        await until_all_have(session, edge, None)
         await publish(session, origin, "new")
-        async with asyncio.timeout(20):
-            while set((await states(session, edge)).values()) != {"new"}:
-                await asyncio.sleep(0.05)
+        await until_all_have(session, edge, "new")
 
 
 @pytest.mark.parametrize("kind", ["nginx", "varnish"])
@@ -160,9 +153,7 @@ async def test_an_address_that_refreshes_nothing_is_a_failure_and_harms_no_other
             assert set((await states(session, edge)).values()) == {"1"}
             for state in ("2", "3"):
                 await publish(session, origin, state)
-                async with asyncio.timeout(20):
-                    while set((await states(session, edge)).values()) != {state}:
-                        await asyncio.sleep(0.05)
+                await until_all_have(session, edge, state)
             await until(lambda: failing[1].breaker.failures >= 3)
             assert not working.breaker.failures
             assert origin.gateway.purging.counters.failures >= 3
@@ -191,16 +182,12 @@ async def test_what_changed_while_nobody_purged_is_new_at_the_edge_soon_after_th
         given = settings("nginx", edge)
         async with worker(redis.url, given, port=port) as first:
             await publish(session, first, "old")
-            async with asyncio.timeout(20):
-                while set((await states(session, edge)).values()) != {"old"}:
-                    await asyncio.sleep(0.05)
+            await until_all_have(session, edge, "old")
         async with worker(redis.url) as alone:
             await publish(session, alone, "new")
         assert set((await states(session, edge)).values()) == {"old"}
         async with worker(redis.url, given, port=port):
-            async with asyncio.timeout(20):
-                while set((await states(session, edge)).values()) != {"new"}:
-                    await asyncio.sleep(0.05)
+            await until_all_have(session, edge, "new")
 
 
 async def test_varnish_drops_what_it_has_of_many_channels_with_long_names(

@@ -3,9 +3,10 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from gateway.protocol.errors import hide_password
 from gateway.purge.edges import NginxTarget, VarnishTarget
 from gateway.purge.purger import PurgeCounters, Purger
-from gateway.purge.request import Requests, shown
+from gateway.purge.request import Requests
 from gateway.purge.services import CloudflareTarget, FastlyTarget, WebhookTarget
 from gateway.purge.target import Target
 from gateway.settings import Settings
@@ -22,6 +23,7 @@ class Purging:
 
     @property
     def all(self) -> list[Purger]:
+        """The purgers of all namespaces."""
         return [purger for purgers in self.purgers.values() for purger in purgers]
 
 
@@ -38,10 +40,11 @@ def build_purging(
     targets: dict[str, dict[str, Target]] = {
         "none": {},
         "nginx": {
-            f"purge:{shown(url)}": NginxTarget(requests, url, base_path) for url in own.nginx_urls
+            f"purge:{hide_password(url)}": NginxTarget(requests, url, base_path)
+            for url in own.nginx_urls
         },
         "varnish": {
-            f"purge:{shown(url)}": VarnishTarget(requests, url, base_path)
+            f"purge:{hide_password(url)}": VarnishTarget(requests, url, base_path)
             for url in own.varnish_urls
         },
         "fastly": {

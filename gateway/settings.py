@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 from pydantic_settings import EnvSettingsSource
 
-from gateway.protocol.errors import GatewayError
+from gateway.protocol.errors import GatewayError, hide_password
 from gateway.settings_schema import (
     DELIMITER,
     PREFIX,
@@ -44,14 +44,12 @@ __all__ = [
     "SnapshotSettings",
     "StoreSettings",
     "StreamSettings",
-    "hide_password",
     "load_settings",
     "load_with_sources",
 ]
 
 DEFAULT_FILE = Path("config/gateway.toml")
 _VALUE_LIMIT = 120  # Characters of a wrong value that its line repeats.
-_PASSWORD = re.compile(r"(?<=://)[^@/]*(?=@)")
 
 _Tree = dict[str, Any]
 _Path = tuple[str, ...]
@@ -112,11 +110,6 @@ def load_with_sources(config: Path | None, overrides: Mapping[str, object]) -> L
     except ValidationError as error:
         raise _translate(error.errors(include_url=False)[0], sources) from None
     return LoadedSettings(settings, tuple(sources))
-
-
-def hide_password(text: str) -> str:
-    """Return `text` with the user and password of a URL in it replaced by stars."""
-    return _PASSWORD.sub("***", text)
 
 
 def _find_file(config: Path | None) -> Path | None:

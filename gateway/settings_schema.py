@@ -6,6 +6,7 @@
 import os
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -78,7 +79,13 @@ def _check_redis(value: str) -> str:
 
 
 def _check_purge_url(value: str) -> str:
-    if value and not value.startswith(("http://", "https://")):
+    try:
+        url = urlsplit(value)
+        usable = not value or (url.scheme in ("http", "https") and bool(url.hostname))
+        usable = usable and url.port != 0
+    except ValueError:  # A port that is none, for instance.
+        usable = False
+    if not usable:
         raise PydanticCustomError("rule", "must be a URL such as http://127.0.0.1:8081")
     return value.rstrip("/")
 

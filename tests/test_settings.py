@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from gateway.protocol.errors import hide_password
 from gateway.protocol.namespace import Reducer
-from gateway.settings import Settings, SettingsError, hide_password, load_settings
+from gateway.settings import Settings, SettingsError, load_settings
 from gateway.settings import load_with_sources as load
 from gateway.settings_schema import NamespaceSettings
 
@@ -325,6 +326,12 @@ def test_a_reader_of_slices_must_come_back_in_time_for_the_next(written: Written
     )
     written.path.write_text(f"{slices} 6")
     assert load_settings(written.path, {}).slices.retry_ms == 3001
+
+
+@pytest.mark.parametrize("value", ["127.0.0.1:80", "http://", "http://a:port", "ftp://a"])
+def test_a_purge_url_that_leads_nowhere_is_refused(written: Written, value: str) -> None:
+    line = written.line(f'[purge]\nwebhook_url = "{value}"')
+    assert line == f'purge.webhook_url = "{value}": must be a URL such as http://127.0.0.1:8081'
 
 
 @pytest.mark.parametrize("value", ["to ken", "token\\n", "tökén"])

@@ -10,7 +10,8 @@ from rich.markup import escape
 
 from gateway.cli.options import AsJson, Config
 from gateway.cli.terminal import command, output
-from gateway.settings import LoadedSettings, hide_password, load_with_sources
+from gateway.protocol.errors import hide_password
+from gateway.settings import LoadedSettings, load_with_sources
 from gateway.settings_schema import PurgeSettings
 
 app = typer.Typer(no_args_is_help=True)

@@ -1,9 +1,17 @@
 """Errors that callers of the gateway can act on; all share one root and carry their data."""
 
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from gateway.protocol.position import Position
+
+_PASSWORD = re.compile(r"(?<=://)[^@/]*(?=@)")
+
+
+def hide_password(text: str) -> str:
+    """Return `text` with the user and password of a URL in it replaced by stars."""
+    return _PASSWORD.sub("***", text)
 
 
 class GatewayError(Exception):

@@ -6,9 +6,10 @@ from itertools import product
 
 from gateway.protocol.cache_control import channel_key
 from gateway.protocol.coding import CODINGS
+from gateway.protocol.errors import hide_password
 from gateway.protocol.etag import SnapshotTag
 from gateway.protocol.position import Position
-from gateway.purge.request import Answer, Requests, shown
+from gateway.purge.request import Answer, Requests
 from gateway.purge.target import Purge, PurgeFailed
 
 _AT_ONCE = 16  # Requests under way; an edge passes each on to a gateway.
@@ -56,7 +57,7 @@ class NginxTarget:
             answer = await self._requests.send("GET", url, headers, fine=(404,))
         if not _is_new(answer, position):
             raise PurgeFailed(
-                f"GET {shown(url)}: not answered with the state at {position}:"
+                f"GET {hide_password(url)}: not answered with the state at {position}:"
                 " is this the internal address, and is the gateway behind it?"
             )
 

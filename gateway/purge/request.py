@@ -4,16 +4,11 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import aiohttp
-from yarl import URL
 
+from gateway.protocol.errors import hide_password
 from gateway.purge.target import PurgeFailed
 
 _EXCERPT = 200
-
-
-def shown(url: str) -> str:
-    """Return a URL as it may be told: without user and password."""
-    return str(URL(url).with_user(None))
 
 
 class Answer(NamedTuple):
@@ -60,9 +55,9 @@ class Requests:
                 said = body[:_EXCERPT].decode(errors="replace")
                 wait = response.headers.get("Retry-After", "")
                 raise PurgeFailed(
-                    f"{method} {shown(url)}: {response.status} {said}",
+                    f"{method} {hide_password(url)}: {response.status} {said}",
                     float(wait) if wait.isascii() and wait.isdigit() else 0.0,
                 )
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             reason = str(error) or type(error).__name__
-            raise PurgeFailed(f"{method} {shown(url)}: {reason}") from error
+            raise PurgeFailed(f"{method} {hide_password(url)}: {reason}") from error

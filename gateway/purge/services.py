@@ -14,7 +14,8 @@ from uuid import uuid4
 
 import orjson
 
-from gateway.purge.request import Requests, shown
+from gateway.protocol.errors import hide_password
+from gateway.purge.request import Requests
 from gateway.purge.target import Purge, PurgeFailed, key_of
 
 _JSON = {"Content-Type": "application/json"}
@@ -62,7 +63,7 @@ class CloudflareTarget:
             done = False
         if not done:
             said = answer.body[:200].decode(errors="replace")
-            raise PurgeFailed(f"POST {shown(self._url)}: {said}")
+            raise PurgeFailed(f"POST {hide_password(self._url)}: {said}")
 
 
 class WebhookTarget:

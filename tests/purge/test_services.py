@@ -134,7 +134,7 @@ async def test_a_failure_tells_no_password_whatever_went_wrong(requests: Request
         with pytest.raises(PurgeFailed) as caught:
             await FastlyTarget(requests, url, "S", token).purge("default", PURGES)
         assert "s3cret" not in str(caught.value)
-        assert "POST http://127.0.0.1:1/service/S/purge" in str(caught.value)
+        assert "127.0.0.1:1/service/S/purge" in str(caught.value)
 
 
 async def test_a_target_that_is_not_there_is_a_failure(requests: Requests) -> None:

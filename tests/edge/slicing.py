@@ -55,17 +55,19 @@ async def path_of(origin: Worker, number: int, channel: str) -> str:
     return f"/slices/{epoch}/{number}/{channel}"
 
 
-async def read(session: aiohttp.ClientSession, url: str) -> tuple[bytes, bool]:
-    """Return a body, and whether it came to its end."""
-    body = b""
+async def read(
+    session: aiohttp.ClientSession, url: str, body: bytearray | None = None
+) -> tuple[bytes, bool]:
+    """Return a body, and whether it came to its end; `body` grows as it comes."""
+    body = bytearray() if body is None else body
     async with session.get(url) as response:
         assert response.status == 200, (dict(response.headers), await response.text())
         try:
             async for chunk in response.content.iter_any():
                 body += chunk
         except aiohttp.ClientPayloadError:
-            return body, False
-    return body, True
+            return bytes(body), False
+    return bytes(body), True
 
 
 async def until_reached(session: aiohttp.ClientSession, edge: Edge) -> None:

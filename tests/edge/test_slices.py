@@ -146,12 +146,14 @@ async def test_a_slice_that_was_cut_off_is_kept_by_no_edge(shared: Shared) -> No
             number = await at_a_beginning(origin)
             first = await publish(session, origin, "cut", "1")
             path = await path_of(origin, number, "cut")
-            bodies = [asyncio.create_task(read(session, e.url + path)) for e in (n, v)]
-            await until(lambda: origin.gateway.slices.readers == 2)
+            begun = [bytearray(), bytearray()]
+            reading = [
+                asyncio.create_task(read(session, edge.url + path, body))
+                for edge, body in zip((n, v), begun, strict=True)
+            ]
+            await until(lambda: all(first.encode() in body for body in begun))
             origin.gateway.slices.drain()
-            for body, whole in await asyncio.gather(*bodies):
-                assert first.encode() in body
-                assert not whole
+            assert [whole for _, whole in await asyncio.gather(*reading)] == [False, False]
             # The same slice, now to its end.
             second = await publish(session, origin, "cut", "2")
             for body, whole in await asyncio.gather(*[read(session, e.url + path) for e in (n, v)]):

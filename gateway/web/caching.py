@@ -16,7 +16,6 @@ from gateway.protocol.cache_control import (
 )
 from gateway.protocol.event import Event
 from gateway.protocol.namespace import Namespace
-from gateway.protocol.position import Position
 from gateway.protocol.slice import slice_cache_control
 
 VARY = {"Vary": "Accept-Encoding"}
@@ -72,7 +71,9 @@ class CacheLife:
         waited: bool,
     ) -> dict[str, str]:
         """Return the headers of a page of history; a `settled` one can change no more."""
-        rules, now_ms = mirror.namespace, _now_ms()
+        rules = mirror.namespace
+        # What was published just now bounds the age where this machine's clock is behind.
+        now_ms = max(_now_ms(), mirror.clock.ms)
         age_seconds = max(0.0, (now_ms - events[0].id.ms) / 1000) if settled else 0.0
         seconds = history_max_age_seconds(
             settled=settled,
@@ -81,7 +82,7 @@ class CacheLife:
         )
         if waited and not settled:
             seconds = LONG_POLL_MAX_AGE_SECONDS
-        seconds = self._within_span(mirror, channel, now_ms, age_seconds, seconds)
+        seconds = self._within_span(mirror, channel, age_seconds, seconds)
         return {
             "Cache-Control": history_cache_control(seconds),
             "CDN-Cache-Control": history_cdn_cache_control(seconds),
@@ -89,23 +90,20 @@ class CacheLife:
             **follow_headers(rules, channel),
         }
 
-    def of_finished_slice(self, mirror: Mirror, channel: str, begun: Position) -> dict[str, str]:
-        """Return the headers of a slice that is over and began at `begun`: kept as a page is."""
-        rules, now_ms = mirror.namespace, _now_ms()
-        age_seconds = max(0.0, (now_ms - begun.ms) / 1000)
+    def of_finished_slice(self, mirror: Mirror, channel: str, age_seconds: float) -> dict[str, str]:
+        """Return the headers of a slice that is over and began so long ago: kept as a page is."""
+        rules = mirror.namespace
         seconds = history_max_age_seconds(
             settled=True,
             first_event_age_seconds=age_seconds,
             ring_age_seconds=rules.ring_age_seconds,
         )
-        seconds = self._within_span(mirror, channel, now_ms, age_seconds, seconds)
+        seconds = self._within_span(mirror, channel, age_seconds, seconds)
         return slice_headers(rules, channel, seconds)
 
-    def _within_span(
-        self, mirror: Mirror, channel: str, now_ms: int, age_seconds: float, seconds: int
-    ) -> int:
+    def _within_span(self, mirror: Mirror, channel: str, age_seconds: float, seconds: int) -> int:
         """Return `seconds`, or what the ring still vouches for of something that old, if less."""
-        limit = life_limit_seconds(mirror.span_seconds(channel, now_ms))
+        limit = life_limit_seconds(mirror.span_seconds(channel, _now_ms()))
         if limit is None or limit - age_seconds >= seconds:
             return seconds
         self.shortened += 1

@@ -182,7 +182,8 @@ class SliceHandler:
             return {"Cache-Control": NO_STORE}
         if kept:
             mirror = self._tails[namespace.name].mirror
-            return self._life.of_finished_slice(mirror, slice.channel, slice.start)
+            age_seconds = self._slices.age_seconds(slice)
+            return self._life.of_finished_slice(mirror, slice.channel, age_seconds)
         # A second less than is left: who comes later is to ask for the next one.
         left_seconds = self._slices.left_seconds(slice)
         if left_seconds < SHARED_SECONDS:

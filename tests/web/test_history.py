@@ -95,6 +95,22 @@ async def test_a_full_page_is_kept_only_for_what_is_left_of_its_first_events_age
     assert 80 < kept < 90
 
 
+async def test_a_worker_whose_clock_is_behind_the_stores_tells_pages_no_longer_life(
+    start: Start, redis: Valkey
+) -> None:
+    roomy = {"ring_age_seconds": 1000, "ring_limit_events": 100_000}
+    client = await start({"namespaces": {"default": roomy}})
+    ids = await client.publish_lines([{"channel": "a", "data": n} for n in range(3)])
+    # To this worker, a store that gives out later positions is one whose clock is ahead.
+    ahead = f"{Position.parse(ids[-1]).ms + 300_000}-0"
+    async with redis.client() as valkey:
+        await valkey.hset("sg:{default}:meta", "clock", ahead)
+    await client.publish("other", b"1")
+    await client.settle()
+    kept = max_age((await client.get(f"/history/a?limit=2&after={ids[0]}")).headers)
+    assert 600 < kept <= 690
+
+
 async def test_what_is_asked_for_at_a_position_yet_to_come_is_kept_by_nobody(
     client: Client,
 ) -> None:

@@ -8,7 +8,7 @@ from gateway.protocol.position import Position
 from tests.running import ENDLESS, ENDLESS_SECONDS, Valkey
 from tests.web.client import EVENT_SOURCE, Client, open_raw
 from tests.web.conftest import Start
-from tests.web.slicing import Reader, epoch_of, number_now
+from tests.web.slicing import Reader, epoch_of, ids, max_age, number_now
 
 LASTING = {"namespaces": {"default": ENDLESS}}
 
@@ -89,6 +89,21 @@ async def test_the_current_slice_is_chosen_by_the_clock_that_runs_ahead(
         await reader.has(lambda body: published.encode() in body)
         assert b"event: gap" not in reader.body
     client.gateway.slices.drain()
+
+
+async def test_a_worker_whose_clock_is_behind_the_stores_tells_slices_no_longer_life(
+    start: Start, redis: Valkey
+) -> None:
+    roomy = {"slice_seconds": 30, "ring_age_seconds": 3600, "ring_limit_events": 100_000}
+    client = await start({"namespaces": {"default": roomy}})
+    epoch, number = await epoch_of(client), await number_now(client, 30)
+    # To this worker, a store that gives out later positions is one whose clock is ahead.
+    async with redis.client() as valkey:
+        await valkey.hset("sg:{default}:meta", "clock", f"{(number + 60) * 30_000}-0")
+    await client.publish("a", b"1")
+    whole = await client.get(f"/slices/{epoch}/{number + 1}/a")
+    assert ids(whole.body) == []
+    assert 1000 < max_age(whole.headers) <= 3600 - 59 * 30 - 10
 
 
 async def test_a_head_tells_the_headers_and_opens_nothing(client: Client) -> None:

@@ -253,9 +253,16 @@ class ExactResume(RuleBasedStateMachine):
     def subscribe(self, selectors: tuple[str, ...], coding: str = "identity") -> None:
         self.runner.run(self._subscribe(selectors, coding))
 
+    async def _tailed(self) -> None:
+        """Wait until the worker knows all that was published: it may know it after the publisher."""
+        assert self.worker is not None
+        mirror = self.worker.gateway.tails["default"].mirror
+        await until(lambda: mirror.tailed >= max(self.history.last(c) for c in CHANNELS))
+
     async def _subscribe(self, selectors: tuple[str, ...], coding: str) -> None:
         subscriber = Subscriber(selectors, coding)
         self.subscribers.append(subscriber)
+        await self._tailed()
         await subscriber.connect(self.session, self.url)
         await self._expect(subscriber, [])
 
@@ -278,6 +285,7 @@ class ExactResume(RuleBasedStateMachine):
         selection = subscriber.selection
         counts = {c: len(self.history.of(c)) for c in CHANNELS}
         whole = self.history.resumable(selection, position)
+        await self._tailed()
         # What is published meanwhile must not decide whether the position can be resumed.
         racing = [c for c in channels if whole and counts[c] + channels.count(c) <= RING]
         if racing:

@@ -145,7 +145,9 @@ async def test_a_publish_that_is_sent_again_after_the_gateway_was_cut_off_is_sto
         await rig.publish(channel, {"n": "the-marked-one"}, "token-2")
     assert rig.to_gateway.cuts == 1
     status, answer, replayed = await rig.publish(channel, {"n": "the-marked-one"}, "token-2")
-    assert (status, replayed) == (200, True)
+    assert status == 200
+    # Before the answer, the second may overtake the first on its way to Redis.
+    assert replayed or moment == "before the answer"
     events = await rig.events(channel)
     assert [data for _, data in events] == [{"n": "first"}, {"n": "the-marked-one"}]
     assert events[1][0] == answer["id"]

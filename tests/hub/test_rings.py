@@ -85,7 +85,8 @@ async def test_rings_read_while_the_tail_runs_meet_what_it_brings(redis: Valkey)
                 got = await follower.replay("c/*", position=start, piece_bytes=5000)
                 ids = [event.id for event in got]
                 expected = [position for position, _ in published if position > start]
-                assert ids == expected[: len(ids)]
+                # The last ones may have come before their publisher was told of them.
+                assert ids[: len(expected)] == expected[: len(ids)]
                 assert ids[-1] >= at_once
                 await follower.tailed(published[-1][0])
                 for name in names:

@@ -225,6 +225,7 @@ async def test_two_positions_are_none(client: Client) -> None:
 
 async def test_a_position_that_was_never_given_out_is_a_gap(client: Client) -> None:
     newest = await client.publish("a", b"0")
+    await client.settle()
     async with client.follow("/events/a", "9000000000000-0") as stream:
         assert await first_id(stream) == "9000000000000-0"
         gap = await stream.next()

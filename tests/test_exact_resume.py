@@ -254,7 +254,7 @@ class ExactResume(RuleBasedStateMachine):
         self.runner.run(self._subscribe(selectors, coding))
 
     async def _tailed(self) -> None:
-        """Wait until the worker knows all that was published: it may know it after the publisher."""
+        """Wait until the worker knows all that was published."""
         assert self.worker is not None
         mirror = self.worker.gateway.tails["default"].mirror
         await until(lambda: mirror.tailed >= max(self.history.last(c) for c in CHANNELS))

@@ -3,12 +3,13 @@
 import asyncio
 import os
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 from benchmarks.edge_bytes import bytes_on_the_wire
 from benchmarks.edge_readers import Crowd, PollReader, StreamReader, wait_for
 from benchmarks.edge_rig import Plan
 from benchmarks.edge_tables import Found, medians, percentile, render
+from tests.tcp import serving
 
 HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -39,23 +40,9 @@ async def answering(*answers: bytes, step: int = 7) -> AsyncIterator[str]:
                     return
         except asyncio.IncompleteReadError:
             pass
-        finally:
-            writer.close()
-            with suppress(OSError):
-                await writer.wait_closed()
 
-    def quiet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        tasks.append(asyncio.create_task(answer(reader, writer)))
-
-    tasks: list[asyncio.Task[None]] = []
-    server = await asyncio.start_server(quiet, "127.0.0.1", 0)
-    try:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        server.close()
+    async with serving(answer) as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 async def read(done: Callable[[StreamReader], bool], *answers: bytes) -> StreamReader:

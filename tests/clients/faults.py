@@ -6,6 +6,8 @@ from contextlib import asynccontextmanager
 from time import monotonic
 from urllib.parse import urlsplit
 
+from tests.tcp import serving, until_one_ends
+
 
 class Way:
     """Passes bytes on. `budget()` is how many of an answer's bytes a connection gets, None for all.
@@ -20,28 +22,26 @@ class Way:
         self.refuses = False
         self.budget: Callable[[], int | None] = lambda: None
         self._port = port
-        self._connections: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+        self._writers: set[asyncio.StreamWriter] = set()
 
     @property
     def connections(self) -> int:
-        return len(self._connections)
+        return len(self._writers)
 
     def cut(self) -> None:
         """End every connection, in the middle of whatever it was about."""
-        for writer in self._connections.values():
+        for writer in self._writers:
             writer.transport.abort()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._connections[task] = writer
-        task.add_done_callback(lambda ended: self._connections.pop(ended, None))
+        self._writers.add(writer)
         try:
             if self.refuses:
                 self.refusals.append(monotonic())
             else:
                 await self._pass_on_both_ways(reader, writer)
         finally:
+            self._writers.discard(writer)
             writer.transport.abort()
 
     async def _pass_on_both_ways(
@@ -51,25 +51,13 @@ class Way:
             answers, requests = await asyncio.open_connection("127.0.0.1", self._port)
         except OSError:
             return
-        pumps = [
-            asyncio.create_task(_pass_on(reader, requests, None)),
-            asyncio.create_task(_pass_on(answers, writer, self.budget())),
-        ]
         try:
-            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
-            self.cuts += any(pump.done() and pump.result() for pump in pumps)
+            ended = await until_one_ends(
+                _pass_on(reader, requests, None), _pass_on(answers, writer, self.budget())
+            )
+            self.cuts += any(ended)
         finally:
-            for pump in pumps:
-                pump.cancel()
-            await asyncio.gather(*pumps, return_exceptions=True)
             requests.transport.abort()
-
-    async def aclose(self) -> None:
-        """End every connection and wait for it."""
-        tasks = list(self._connections)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _pass_on(
@@ -93,14 +81,9 @@ async def _pass_on(
 async def way_to(url: str) -> AsyncIterator[Way]:
     """Run a way to the server at a URL until the block ends."""
     way = Way(urlsplit(url).port or 0)
-    server = await asyncio.start_server(way.serve, "127.0.0.1", 0)
-    way.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    try:
+    async with serving(way.serve) as port:
+        way.url = f"http://127.0.0.1:{port}"
         yield way
-    finally:
-        server.close()
-        await way.aclose()
-        await server.wait_closed()
 
 
 class Narrow:
@@ -135,20 +118,14 @@ class Narrow:
                 requests.write(data)
                 await requests.drain()
 
-        pumps = [asyncio.create_task(answer()), asyncio.create_task(ask())]
         try:
-            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+            await until_one_ends(answer(), ask())
         finally:
-            for pump in pumps:
-                pump.cancel()
-            await asyncio.gather(*pumps, return_exceptions=True)
             requests.transport.abort()
 
 
 @asynccontextmanager
 async def narrow(url: str) -> AsyncIterator[Narrow]:
     way = Narrow(urlsplit(url).port or 0)
-    server = await asyncio.start_server(way.serve, "127.0.0.1", 0)
-    way.port = server.sockets[0].getsockname()[1]
-    async with server:
+    async with serving(way.serve) as way.port:
         yield way

@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from tests.tcp import serving, until_one_ends
+
 
 class Proxy:
     """Passes bytes on. `delay_seconds` holds back every answer by that much.
@@ -21,7 +23,7 @@ class Proxy:
         self._target = host, port
         self._marker = b""
         self._at_once = False
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._writers: set[asyncio.StreamWriter] = set()
 
     def cut_after(self, marker: bytes) -> None:
         """Swallow the answer to what holds `marker`."""
@@ -31,32 +33,26 @@ class Proxy:
         """Pass what holds `marker` on, and end the connection to the client at once."""
         self._marker, self._at_once = marker, True
 
-    def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def cut(self) -> None:
+        """End every connection there is."""
+        for writer in self._writers:
+            writer.transport.abort()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one connection."""
         if self.refuses:
             writer.transport.abort()
             return
-        task = asyncio.create_task(self._serve(reader, writer))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = _Connection(self)
+        upstream_reader, upstream_writer = await asyncio.open_connection(*self._target)
+        self._writers.add(writer)
         try:
-            upstream_reader, upstream_writer = await asyncio.open_connection(*self._target)
-        except BaseException:
-            writer.transport.abort()
-            raise
-        pumps = [
-            asyncio.create_task(connection.send(reader, upstream_writer)),
-            asyncio.create_task(connection.answer(upstream_reader, writer)),
-        ]
-        try:
-            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+            await until_one_ends(
+                connection.send(reader, upstream_writer),
+                connection.answer(upstream_reader, writer),
+            )
         finally:
-            for pump in pumps:
-                pump.cancel()
-            await asyncio.gather(*pumps, return_exceptions=True)
+            self._writers.discard(writer)
             writer.transport.abort()
             if connection.doomed:
                 # The server gets an orderly end: it keeps what it was sent.
@@ -76,12 +72,6 @@ class Proxy:
     def at_once(self) -> bool:
         """Whether the connection ends without an answer being waited for."""
         return self._at_once
-
-    async def aclose(self) -> None:
-        """End every connection."""
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
 class _Connection:
@@ -111,12 +101,5 @@ class _Connection:
 async def proxy(port: int, host: str = "127.0.0.1") -> AsyncIterator[Proxy]:
     """Run a proxy of a server's port until the block ends."""
     running = Proxy(host, port)
-    server = await asyncio.start_server(running.accept, "127.0.0.1", 0)
-    running.port = server.sockets[0].getsockname()[1]
-    try:
+    async with serving(running.serve) as running.port:
         yield running
-    finally:
-        server.close()
-        await running.aclose()
-        await server.wait_closed()
-        await asyncio.sleep(0)  # The transports' own last step.

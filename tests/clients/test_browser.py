@@ -175,7 +175,7 @@ async def test_the_console_forgets_a_channel_that_was_deleted_while_it_was_away(
         await channels.get_by_text("gone").wait_for()
         await channels.get_by_text("kept").wait_for()
         way.refuses = True
-        await way.aclose()
+        way.cut()
         await page.locator("html[data-state=waiting]").wait_for(state="attached")
         async with session.delete(f"{gateway.url}/channels/live/gone") as response:
             assert response.status == 200

@@ -270,7 +270,7 @@ async def live_through(
         await early
         await publisher.publish(5)
         await catch_up()
-        await way.aclose()
+        way.cut()
         await publisher.publish(5)
         await catch_up()
         following.cancel()

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import aiohttp
@@ -21,6 +22,7 @@ from tests.doctor.looking import (
 )
 from tests.edge.running import Edge, nginx, origin_of, varnish
 from tests.running import Worker, free_port, valkey, worker
+from tests.tcp import serving
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -89,19 +91,13 @@ async def hold(address: str, reader: asyncio.StreamReader, writer: asyncio.Strea
         pass  # The doctor has seen enough.
     finally:
         asking.close()
-        writer.close()
 
 
 @asynccontextmanager
 async def holding(origin: Worker) -> AsyncIterator[str]:
     """Run a proxy that holds the first block until something follows it."""
-    async with asyncio.TaskGroup() as tasks:
-
-        def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            tasks.create_task(hold(origin_of(origin.url), reader, writer))
-
-        async with await asyncio.start_server(take, "127.0.0.1", 0) as server:
-            yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with serving(partial(hold, origin_of(origin.url))) as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 async def held_first_block(url: str) -> list[Finding]:

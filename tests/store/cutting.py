@@ -5,6 +5,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from tests.tcp import serving, until_one_ends
+
 
 class CuttingProxy:
     """Passes bytes on; `cut_after` makes it swallow one reply and close the connection."""
@@ -48,24 +50,16 @@ class CuttingProxy:
                 writer.write(data.replace(*self._replaced) if self._replaced else data)
                 await writer.drain()
 
-        pumps = [asyncio.create_task(up()), asyncio.create_task(down())]
         try:
-            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+            await until_one_ends(up(), down())
         finally:
-            for pump in pumps:
-                pump.cancel()
-            await asyncio.gather(*pumps, return_exceptions=True)
             up_writer.close()
-            writer.close()
 
 
 @asynccontextmanager
 async def cutting_proxy(target: Path) -> AsyncIterator[CuttingProxy]:
     """Run a proxy before the server at a unix socket for as long as the block."""
     proxy = CuttingProxy(target)
-    server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
-    proxy.url = f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    try:
+    async with serving(proxy.serve) as port:
+        proxy.url = f"redis://127.0.0.1:{port}"
         yield proxy
-    finally:
-        server.close()

@@ -23,6 +23,7 @@ from tests.store.opening import (
     read_ring,
     read_state,
 )
+from tests.tcp import serving
 
 QUICK = StoreLimits(command_timeout_seconds=0.3)
 
@@ -201,13 +202,9 @@ async def listening(answer: bytes) -> AsyncIterator[int]:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while await reader.read(1000):
             writer.write(answer)
-        writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    try:
-        yield int(server.sockets[0].getsockname()[1])
-    finally:
-        server.close()
+    async with serving(serve) as port:
+        yield port
 
 
 async def failure(url: str, seconds: float = 10.0) -> str:

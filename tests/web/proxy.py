@@ -5,6 +5,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from tests.tcp import serving, until_one_ends
+
 
 class RedisProxy:
     """Passes bytes on; while a command is held, replies to it stay here until `release`."""
@@ -57,27 +59,17 @@ class RedisProxy:
                 await writer.drain()
 
         self._writers.add(writer)
-        pumps = [asyncio.create_task(up()), asyncio.create_task(down())]
         try:
-            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+            await until_one_ends(up(), down())
         finally:
-            for pump in pumps:
-                pump.cancel()
-            await asyncio.gather(*pumps, return_exceptions=True)
             self._writers.discard(writer)
             up_writer.close()
-            writer.close()
 
 
 @asynccontextmanager
 async def redis_proxy(target: Path) -> AsyncIterator[RedisProxy]:
     """Run a proxy before the server at a unix socket for as long as the block."""
     proxy = RedisProxy(target)
-    server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    proxy.url = f"redis://127.0.0.1:{port}"
-    try:
+    async with serving(proxy.serve) as port:
+        proxy.url = f"redis://127.0.0.1:{port}"
         yield proxy
-    finally:
-        proxy.release()
-        server.close()

@@ -11,10 +11,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import aiohttp
+
 from gateway.cli.nginx_config import Edge as Places
 from gateway.cli.nginx_config import render, template_directory
+from gateway.protocol.channel import namespace_of
+from gateway.protocol.position import Position
 from gateway.settings import Settings
-from tests.running import free_port
+from tests.running import Worker, free_port, until
 
 
 @dataclass
@@ -166,3 +170,14 @@ async def _stop(process: asyncio.subprocess.Process) -> None:
 def origin_of(url: str) -> str:
     """Return the `host:port` of a URL."""
     return url.partition("://")[2].partition("/")[0]
+
+
+async def publish(session: aiohttp.ClientSession, origin: Worker, channel: str, data: str) -> str:
+    """Publish an event, and return its id when the gateway has it itself, too."""
+    async with session.post(f"{origin.url}/publish/{channel}", data=data.encode()) as answer:
+        assert answer.status == 200, await answer.text()
+        id = str((await answer.json())["id"])
+    tails = origin.gateway.tails
+    mirror = tails[namespace_of(channel, tails)].mirror
+    await until(lambda: mirror.tailed >= Position.parse(id))
+    return id

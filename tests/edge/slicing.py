@@ -26,11 +26,6 @@ def open_session() -> aiohttp.ClientSession:
     )
 
 
-async def publish(session: aiohttp.ClientSession, origin: Worker, channel: str, data: str) -> str:
-    async with session.post(f"{origin.url}/publish/{channel}", data=data.encode()) as answer:
-        return str((await answer.json())["id"])
-
-
 async def now_ms(origin: Worker) -> int:
     life, ms = await origin.gateway.store.seal("default", Position(0, 0))
     return max(life.clock.ms, ms)

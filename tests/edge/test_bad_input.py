@@ -7,7 +7,7 @@ import aiohttp
 import orjson
 import pytest
 
-from tests.edge.running import nginx, origin_of, varnish
+from tests.edge.running import nginx, origin_of, publish, varnish
 from tests.edge.test_nginx import ask
 from tests.running import Valkey, worker
 
@@ -21,8 +21,7 @@ async def test_bad_requests_are_answered_clearly_and_the_origin_is_not_hammered(
     start: Any = nginx if kind == "nginx" else varnish
     life = {"namespaces": {"default": {"edge_max_age_seconds": 60}}}
     async with worker(redis.url, life) as origin, start(tmp_path, origin_of(origin.url)) as edge:
-        published = await ask(session, f"{origin.url}/publish/a", method="POST", data=b"1")
-        id = orjson.loads(published.body)["id"]
+        id = await publish(session, origin, "a", "1")
         epoch = (await origin.gateway.store.greet("default")).epoch
         cases: list[tuple[str, dict[str, str], set[int]]] = [
             ("/slices/another/1/a", {}, {410}),
@@ -58,8 +57,7 @@ async def test_a_cursor_from_the_future_leads_to_another_one(
     redis: Valkey, session: aiohttp.ClientSession, tmp_path: Path
 ) -> None:
     async with worker(redis.url) as origin, nginx(tmp_path, origin_of(origin.url)) as edge:
-        published = await ask(session, f"{origin.url}/publish/a", method="POST", data=b"1")
-        id = orjson.loads(published.body)["id"]
+        id = await publish(session, origin, "a", "1")
         cursor = str(2**52)
         seen = {cursor}
         for _ in range(3):

@@ -18,7 +18,7 @@ from yarl import URL
 from gateway.cli.nginx_config import Edge as Places
 from gateway.cli.nginx_config import render
 from gateway.settings import Settings
-from tests.edge.running import nginx, origin_of
+from tests.edge.running import nginx, origin_of, publish
 from tests.running import Valkey, free_port, until, worker
 
 ALL = "br, zstd, gzip"
@@ -67,7 +67,7 @@ async def test_a_snapshot_is_fetched_once_and_revalidated_when_it_is_old(
 ) -> None:
     life = settings(edge_max_age_seconds=1, stale_while_revalidate_seconds=0)
     async with worker(redis.url, life) as origin, nginx(tmp_path, origin_of(origin.url)) as edge:
-        await ask(session, f"{origin.url}/publish/a/b", method="POST", data=b"1")
+        await publish(session, origin, "a/b", "1")
         url = f"{getattr(edge, kind)}/snapshots/a/b"
         answers = [await ask(session, url) for _ in range(3)]
         assert [one.cache for one in answers][:1] == ["MISS"]
@@ -90,7 +90,7 @@ async def test_many_who_miss_at_once_are_one_request(
     # The lock's waiters look twice a second: what is fetched for them lives for longer than that.
     life = settings(edge_max_age_seconds=60)
     async with worker(redis.url, life) as origin, nginx(tmp_path, origin_of(origin.url)) as edge:
-        await ask(session, f"{origin.url}/publish/a", method="POST", data=b"1")
+        await publish(session, origin, "a", "1")
         url = f"{edge.url}/snapshots/a"
         answers = await asyncio.gather(*[ask(session, url) for _ in range(100)])
         assert {one.status for one in answers} == {200}
@@ -102,7 +102,7 @@ async def test_a_crowd_does_not_queue_for_what_may_not_be_kept(
 ) -> None:
     live = settings(edge_max_age_seconds=0)
     async with worker(redis.url, live) as origin, nginx(tmp_path, origin_of(origin.url)) as edge:
-        await ask(session, f"{origin.url}/publish/a", method="POST", data=b"1")
+        await publish(session, origin, "a", "1")
         url = f"{edge.url}/snapshots/a"
         # Let through one by one, twice a second, 80 would take 40 s.
         async with asyncio.timeout(20):
@@ -116,7 +116,7 @@ async def test_each_coding_is_kept_once_however_it_is_asked_for(
 ) -> None:
     life = settings(edge_max_age_seconds=60)
     async with worker(redis.url, life) as origin, nginx(tmp_path, origin_of(origin.url)) as edge:
-        await ask(session, f"{origin.url}/publish/a", method="POST", data=b'{"n":[1,2,3]}')
+        await publish(session, origin, "a", '{"n":[1,2,3]}')
         spellings = {
             "br": ("br", "gzip, deflate, br", "gzip, deflate, br, zstd", "BR;q=0.5, gzip"),
             "zstd": ("zstd", "gzip,zstd"),
@@ -140,7 +140,7 @@ async def test_stale_answers_end_when_their_headers_say_so(
     async with nginx(tmp_path, f"127.0.0.1:{port}") as edge:
         url = f"{edge.url}/snapshots/a"
         async with worker(redis.url, life, port=port) as origin:
-            await ask(session, f"{origin.url}/publish/a", method="POST", data=b"1")
+            await publish(session, origin, "a", "1")
             first = await ask(session, url)
             assert first.status == 200
         seen: list[str] = []
@@ -181,13 +181,13 @@ async def test_a_refresh_comes_from_within_and_replaces_one_coding(
 ) -> None:
     life = settings(edge_max_age_seconds=600)
     async with worker(redis.url, life) as origin, nginx(tmp_path, origin_of(origin.url)) as edge:
-        await ask(session, f"{origin.url}/publish/a", method="POST", data=b"old")
+        await publish(session, origin, "a", "old")
         for coding in ("br", "identity"):
             await ask(session, f"{edge.url}/snapshots/a", {"Accept-Encoding": coding})
-        published = await ask(session, f"{origin.url}/publish/a", method="POST", data=b"new")
+        published = await publish(session, origin, "a", "new")
         refresh = {
             "X-Refresh": "1",
-            "Minimum-Position": orjson.loads(published.body)["id"],
+            "Minimum-Position": published,
             "Accept-Encoding": "identity",
         }
         # From without it is a request like any other.
@@ -316,6 +316,6 @@ async def test_what_a_cache_keeps_of_a_deleted_channel_goes_with_its_files(
                 await asyncio.sleep(0.05)
         assert (answer.status, answer.cache) == (404, "MISS")
         # And what comes afterwards is kept again.
-        await ask(session, f"{origin.url}/publish/b", method="POST", data=b"1")
+        await publish(session, origin, "b", "1")
         later = f"{edge.url}/history/b?after={orjson.loads(first.body)['next']}&limit=1"
         assert [(await ask(session, later)).cache for _ in range(2)] == ["MISS", "HIT"]

@@ -12,7 +12,7 @@ import pytest
 from yarl import URL
 
 from tests.clients import test_browser
-from tests.edge.running import nginx, origin_of
+from tests.edge.running import nginx, origin_of, publish
 from tests.edge.test_nginx import Answer, ask
 from tests.running import Valkey, follow, until, worker
 
@@ -133,8 +133,8 @@ async def test_long_polls_of_one_address_have_a_limit_and_pages_have_not(
         worker(redis.url) as origin,
         nginx(tmp_path, origin_of(origin.url), edit=TWO_WAITS) as edge,
     ):
-        published = await ask(session, f"{origin.url}/publish/a", method="POST", data=b"1")
-        after = f"{edge.url}/history/a?after={orjson.loads(published.body)['id']}"
+        published = await publish(session, origin, "a", "1")
+        after = f"{edge.url}/history/a?after={published}"
         arrivals = origin.gateway.arrivals
         mine = [asyncio.create_task(ask(session, f"{after}&wait=20&limit={at}")) for at in (1, 2)]
         await until(lambda: arrivals.waiting == 2)
@@ -147,7 +147,7 @@ async def test_long_polls_of_one_address_have_a_limit_and_pages_have_not(
         elsewhere = {"X-Forwarded-For": "192.0.2.7"}
         other = asyncio.create_task(ask(session, f"{after}&wait=20&limit=4", elsewhere))
         await until(lambda: arrivals.waiting == 3)
-        await ask(session, f"{origin.url}/publish/a", method="POST", data=b"2")
+        await publish(session, origin, "a", "2")
         answers = await asyncio.gather(*mine, other)
         assert [one.status for one in answers] == [200] * 3
         assert all(orjson.loads(one.body)["events"] for one in answers)
@@ -202,8 +202,7 @@ async def test_chromium_comes_back_when_there_is_room_again(
         await until(lambda: origin.gateway.requests["/events"] >= 3)
         seen: list[str] = []
         while not seen:
-            answer = await ask(session, f"{origin.url}/publish/a", method="POST", data=b"1")
-            assert answer.status == 200
+            await publish(session, origin, "a", "1")
             await asyncio.sleep(0.05)
             seen = await page.evaluate("seen.ids")
 
@@ -220,7 +219,7 @@ async def test_client_js_comes_back_to_its_slices(
             follow(session, f"{edge.url}/events/b"),
             follow(session, f"{edge.url}/events/c"),
         ):
-            await ask(session, f"{origin.url}/publish/a", method="POST", data=b"0")
+            await publish(session, origin, "a", "0")
             await page.goto(f"{edge.url}/snapshots/a")
             await page.evaluate(
                 """async () => {
@@ -233,7 +232,7 @@ async def test_client_js_comes_back_to_its_slices(
             log = tmp_path / "access.log"
             refused = re.compile(r'"GET /slices/\w+/\d+/a HTTP/1.1" 429 ')
             await until(lambda: refused.search(log.read_text()))
-        await ask(session, f"{origin.url}/publish/a", method="POST", data=b"1")
+        await publish(session, origin, "a", "1")
         await page.wait_for_function("seen.at(-1) === 1")
         served = re.compile(r'"GET /slices/\w+/\d+/a HTTP/1.1" 200 ')
         await until(lambda: served.search(log.read_text()), 40)

@@ -16,7 +16,7 @@ from gateway.protocol.slice import boundary
 from gateway.protocol.stream_reader import EventStreamParser
 from tests.clients.serving import Serving
 from tests.edge.following import Follower
-from tests.edge.running import nginx, origin_of, varnish
+from tests.edge.running import nginx, origin_of, publish, varnish
 from tests.edge.slicing import (
     SECONDS,
     SETTINGS,
@@ -25,7 +25,6 @@ from tests.edge.slicing import (
     now_ms,
     open_session,
     path_of,
-    publish,
     read,
     two_workers,
     until_reached,

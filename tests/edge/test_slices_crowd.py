@@ -5,8 +5,8 @@ from pathlib import Path
 
 from gateway.protocol.position import Position
 from tests.edge.following import Follower
-from tests.edge.running import origin_of, varnish
-from tests.edge.slicing import SETTINGS, at_a_beginning, open_session, publish
+from tests.edge.running import origin_of, publish, varnish
+from tests.edge.slicing import SETTINGS, at_a_beginning, open_session
 from tests.running import Valkey, worker
 
 READERS = 300

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import aiohttp
 
-from tests.edge.running import listens, origin_of
+from tests.edge.running import listens, origin_of, publish
 from tests.edge.test_nginx import ask
 from tests.running import Valkey, free_port, worker
 
@@ -38,7 +38,7 @@ async def test_nginx_can_be_tried_as_written(
     # Another NGINX may run on this machine: what is its own by default is the test's.
     places = {"/run/nginx.pid": "nginx.pid", "/var/log/nginx": ".", "127.0.0.1:8081": ""}
     async with worker(redis.url) as origin:
-        await ask(session, f"{origin.url}/publish/host/cpu/0", method="POST", data=b"1")
+        await publish(session, origin, "host/cpu/0", "1")
         environment = {
             **os.environ,
             "PYTHONPATH": str(ROOT),

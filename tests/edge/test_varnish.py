@@ -10,7 +10,7 @@ import aiohttp
 import orjson
 import pytest
 
-from tests.edge.running import origin_of, varnish
+from tests.edge.running import origin_of, publish, varnish
 from tests.edge.test_nginx import Answer, ask, settings
 from tests.running import Valkey, free_port, valkey, worker
 from tests.web.proxy import redis_proxy
@@ -21,7 +21,7 @@ async def test_a_snapshot_is_kept_once_for_each_coding_and_shared_while_it_is_fe
 ) -> None:
     life = settings(edge_max_age_seconds=60)
     async with worker(redis.url, life) as origin, varnish(tmp_path, origin_of(origin.url)) as edge:
-        await ask(session, f"{origin.url}/publish/a", method="POST", data=b"1")
+        await publish(session, origin, "a", "1")
         answers = await asyncio.gather(
             *[
                 ask(session, f"{edge.url}/snapshots/a", {"Accept-Encoding": accepted})
@@ -47,16 +47,16 @@ async def test_a_soft_purge_and_a_refresh_bring_the_new_state(
         async def state() -> object:
             return orjson.loads((await ask(session, url)).body)["state"]
 
-        await ask(session, f"{origin.url}/publish/a", method="POST", data=b"1")
+        await publish(session, origin, "a", "1")
         assert await state() == "1"
-        await ask(session, f"{origin.url}/publish/a", method="POST", data=b"2")
+        await publish(session, origin, "a", "2")
         assert await state() == "1"
         inside = f"{edge.internal_url}/snapshots/a"
         purged = await ask(session, inside, {"xkey-softpurge": "st.a"}, "PURGE")
         assert purged.status == 200
         assert await state() == "2"
-        published = await ask(session, f"{origin.url}/publish/a", method="POST", data=b"3")
-        refresh = {"X-Refresh": "1", "Minimum-Position": orjson.loads(published.body)["id"]}
+        published = await publish(session, origin, "a", "3")
+        refresh = {"X-Refresh": "1", "Minimum-Position": published}
         assert orjson.loads((await ask(session, inside, refresh)).body)["state"] == "3"
         assert await state() == "3"
         other = await ask(session, inside, {"xkey-softpurge": "st.b"}, "PURGE")
@@ -77,7 +77,7 @@ async def test_others_may_neither_purge_nor_refresh_nor_write(
         worker(redis.url, life) as origin,
         varnish(tmp_path, origin_of(origin.url), edit=closed if who == "stranger" else str) as edge,
     ):
-        await ask(session, f"{origin.url}/publish/a", method="POST", data=b"1")
+        await publish(session, origin, "a", "1")
         # At the readers' address nobody may; at the internal one whom the VCL names.
         base = edge.internal_url if who == "stranger" else edge.url
         url = f"{base}/snapshots/a"
@@ -111,7 +111,7 @@ async def test_stale_answers_end_though_the_origin_is_away(
     async with varnish(tmp_path, f"127.0.0.1:{port}") as edge:
         url = f"{edge.url}/snapshots/a"
         async with worker(redis.url, life, port=port) as origin:
-            await ask(session, f"{origin.url}/publish/a", method="POST", data=b"1")
+            await publish(session, origin, "a", "1")
             await until_answered(session, url)
         ages = []
         async with asyncio.timeout(30):
@@ -153,8 +153,8 @@ async def test_what_may_not_be_kept_is_not(
     ):
         life = await origin.gateway.store.greet("default")
         while True:
-            published = await ask(session, f"{origin.url}/publish/a", method="POST", data=b"1")
-            number = int(orjson.loads(published.body)["id"].partition("-")[0]) // 5000 + 1
+            published = await publish(session, origin, "a", "1")
+            number = int(published.partition("-")[0]) // 5000 + 1
             url = f"{edge.url}/slices/{life.epoch}/{number}/a"
             if (early := await ask(session, url)).status != 200:
                 break  # Else it began in the meantime.
@@ -190,7 +190,7 @@ async def test_a_browser_gets_what_is_stale_in_its_own_coding_and_a_crowd_does_t
         origin = await running.enter_async_context(worker(redis.url, life))
         async with varnish(tmp_path, origin_of(origin.url), edit=probed_once) as edge:
             url = f"{edge.url}/snapshots/a"
-            await ask(session, f"{origin.url}/publish/a", method="POST", data=b"1")
+            await publish(session, origin, "a", "1")
             first = await ask(session, url, headers)
             assert first.headers["Content-Encoding"] == "br"
             # Too old, it is fetched anew in the same coding.
@@ -217,7 +217,7 @@ async def test_a_crowd_that_finds_an_answer_too_stale_is_one_request(
     )
     async with worker(redis.url, life) as origin, varnish(tmp_path, origin_of(origin.url)) as edge:
         url = f"{edge.url}/snapshots/a"
-        await ask(session, f"{origin.url}/publish/a", method="POST", data=b"1")
+        await publish(session, origin, "a", "1")
         first = await ask(session, url)
         # Purged softly it is stale at once, and there yet.
         purge = {"xkey-softpurge": "st.a"}
@@ -243,7 +243,7 @@ async def test_what_the_origin_fails_to_answer_is_served_stale_before_its_probe_
         origin = await running.enter_async_context(worker(redis.url, life))
         async with varnish(tmp_path, origin_of(origin.url), edit=probed_once) as edge:
             url = f"{edge.url}/snapshots/a"
-            await ask(session, f"{origin.url}/publish/a", method="POST", data=b"1")
+            await publish(session, origin, "a", "1")
             first = await ask(session, url)
             assert first.status == 200
             await running.aclose()
@@ -272,7 +272,7 @@ async def test_an_answer_of_5xx_does_not_take_the_place_of_what_is_stale(
     ):
         url = f"{edge.url}/snapshots/a"
         async with worker(redis.url, life, port=port) as origin:
-            await ask(session, f"{origin.url}/publish/a", method="POST", data=b"1")
+            await publish(session, origin, "a", "1")
             first = await until_answered(session, url)
         # A worker that has not read the state yet, and cannot.
         async with worker(redis.url, life, port=port) as origin:

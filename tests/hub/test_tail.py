@@ -226,6 +226,7 @@ async def test_reach_waits_for_the_tail_to_come_to_a_position(
 async def test_reach_says_when_a_position_was_never_given_out(store: RedisStore) -> None:
     async with following(store) as follower:
         last = (await publish(store, new("a")))[0]
+        await follower.tailed(last)
         never = Position(last.ms + 100_000, 0)
         assert not await follower.tail.reach(never, 10)
         assert follower.judge("a", position=never) == Missing("unknown", last)

@@ -97,6 +97,7 @@ class World:
         self.history: list[Event] = []
         self.readers: list[Reader] = []
         self.kept: set[asyncio.Task[None]] = set()
+        self.transports: list[asyncio.Transport] = []
         self.send_buffer_bytes = send_buffer_bytes
         self._spare: dict[Kind, deque[tuple[socket.socket, socket.socket]]] = {}
 
@@ -249,6 +250,7 @@ class Reader:
         transport, protocol = await loop.connect_accepted_socket(
             lambda: _Protocol(loop, lost), self._writer
         )
+        self.world.transports.append(transport)
         if self._position is None:
             self.start = self.world.mirror.head
             self._begin()
@@ -418,5 +420,8 @@ async def streaming(
             for task in world.kept:
                 task.cancel()
             await asyncio.gather(running, *world.kept, return_exceptions=True)
+            for transport in world.transports:
+                transport.abort()
+            await asyncio.sleep(0)  # The transports' own last step.
             loop.set_exception_handler(None)
     assert failures == []

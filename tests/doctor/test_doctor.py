@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from gateway.doctor.finding import Finding, Level
@@ -172,6 +173,20 @@ async def test_each_fault_of_an_nginx_is_found_and_no_other(origin: Worker, tmp_
     expected = {case: checks for case, (checks, _) in BROKEN.items()}
     assert {case: set(checks) for case, checks in found.items()} == expected
     assert all(one.mend for checks in found.values() for one in checks.values())
+
+
+async def test_codings_that_are_mixed_up_are_found_whatever_readers_asked_for_before(
+    origin: Worker, tmp_path: Path
+) -> None:
+    edit = replaced(KEY, '"$request_uri"')
+    async with (
+        nginx(tmp_path, origin_of(origin.url), edit=edit) as edge,
+        aiohttp.ClientSession() as session,
+    ):
+        headers = {"Accept-Encoding": "identity"}
+        async with session.get(f"{edge.url}/snapshots/a/b", headers=headers) as answer:
+            assert "Content-Encoding" not in answer.headers
+        assert set(faults(await look(edge.url, **PATIENT))) == {"cache-key"}
 
 
 async def test_what_costs_more_than_it_must_is_warned_of(origin: Worker, tmp_path: Path) -> None:

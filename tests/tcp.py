@@ -37,8 +37,14 @@ async def serving(
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         for writer in tasks.values():
-            writer.transport.abort()
+            cut_off(writer.transport)
         await asyncio.sleep(0)  # The transports' own last step.
+
+
+def cut_off(transport: asyncio.WriteTransport) -> None:
+    """End a connection at once; asyncio itself fails for one that closed after its last flush."""
+    if transport.get_extra_info("socket").fileno() >= 0:
+        transport.abort()
 
 
 async def until_one_ends(*pumps: Awaitable[T]) -> list[T]:

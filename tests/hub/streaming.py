@@ -38,6 +38,7 @@ from gateway.protocol.stream_coding import opening_of
 from gateway.store.scripts import ChannelContents
 from gateway.web.kept_transport import ResponseConnection
 from tests.store.opening import open_store
+from tests.tcp import cut_off
 
 Kind = Literal["pair", "tcp", "kept"]
 """A taken-over Unix socket, a taken-over TCP connection, or aiohttp's transport."""
@@ -421,7 +422,7 @@ async def streaming(
                 task.cancel()
             await asyncio.gather(running, *world.kept, return_exceptions=True)
             for transport in world.transports:
-                transport.abort()
+                cut_off(transport)
             await asyncio.sleep(0)  # The transports' own last step.
             loop.set_exception_handler(None)
     assert failures == []

@@ -3,12 +3,9 @@
 `config/gateway.toml` gives their reasons, `gateway.settings` loads them.
 """
 
-import os
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
-from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
@@ -23,101 +20,27 @@ from gateway.protocol.channel import CHANNEL_LIMIT_BYTES, DEFAULT_NAMESPACE, che
 from gateway.protocol.errors import InvalidField
 from gateway.protocol.namespace import SLICES_KEPT, Reducer
 from gateway.protocol.slice import HELD_SECONDS
+from gateway.settings_types import (
+    BasePath,
+    Count,
+    CountOrZero,
+    DataDir,
+    Number,
+    PurgeUrl,
+    RedisUrl,
+    Seconds,
+    SliceSeconds,
+    Token,
+    VanishedSeconds,
+    Whole,
+    WholeSeconds,
+    WholeSecondsOrZero,
+    Workers,
+    default_data_dir,
+)
 
 PREFIX = "GATEWAY_"
 DELIMITER = "__"
-
-REDIS_SCHEMES = (
-    "redis://", "rediss://", "unix://",
-    "redis+sentinel://", "rediss+sentinel://", "redis+cluster://", "rediss+cluster://",
-)  # fmt: skip
-
-# The store's scripts count in doubles, and no setting needs more.
-_LARGEST = 2**53 - 1
-
-
-def _refuse_boolean(value: object) -> object:
-    # To Python `true` is the number 1; to whoever wrote it, it is not.
-    if isinstance(value, bool):
-        raise PydanticCustomError("rule", "must be a number")
-    return value
-
-
-_Whole = Annotated[int, BeforeValidator(_refuse_boolean)]
-_Number = Annotated[float, BeforeValidator(_refuse_boolean)]
-Count = Annotated[_Whole, Field(ge=1, le=_LARGEST)]
-CountOrZero = Annotated[_Whole, Field(ge=0, le=_LARGEST)]
-Seconds = Annotated[_Number, Field(gt=0, le=1e9, allow_inf_nan=False)]
-# The kernel's probes count whole seconds, up to 32767.
-VanishedSeconds = Annotated[_Number, Field(ge=1, le=3600, allow_inf_nan=False)]
-WholeSeconds = Annotated[_Whole, Field(ge=1, le=10**9)]
-WholeSecondsOrZero = Annotated[_Whole, Field(ge=0, le=10**9)]
-# Up to its last two seconds a slice is read as it comes: shorter ones would be little else.
-SliceSeconds = Annotated[_Whole, Field(ge=5, le=10**9)]
-
-
-def default_data_dir() -> Path:
-    """Return `$XDG_STATE_HOME/sse-gateway`, or its usual place under the home directory.
-
-    Source: XDG Base Directory Specification (a relative path there is to be ignored).
-    """
-    base = os.environ.get("XDG_STATE_HOME", "")
-    root = Path(base) if base.startswith("/") else Path.home() / ".local" / "state"
-    return root / "sse-gateway"
-
-
-def _expand_data_dir(value: object) -> object:
-    if value == "":
-        return default_data_dir()
-    return Path(value).expanduser() if isinstance(value, str | Path) else value
-
-
-def _check_redis(value: str) -> str:
-    if value != "embedded" and not value.startswith(REDIS_SCHEMES):
-        raise PydanticCustomError("rule", "must be embedded or a URL such as redis://host:6379/0")
-    return value
-
-
-def _check_purge_url(value: str) -> str:
-    try:
-        url = urlsplit(value)
-        usable = not value or (url.scheme in ("http", "https") and bool(url.hostname))
-        usable = usable and url.port != 0
-    except ValueError:  # A port that is none, for instance.
-        usable = False
-    if not usable:
-        raise PydanticCustomError("rule", "must be a URL such as http://127.0.0.1:8081")
-    return value.rstrip("/")
-
-
-PurgeUrl = Annotated[str, AfterValidator(_check_purge_url)]
-
-
-def _check_token(value: str) -> str:
-    if not all("!" <= character <= "~" for character in value):
-        raise PydanticCustomError("rule", "must be ASCII without blanks or line ends")
-    return value
-
-
-Token = Annotated[str, AfterValidator(_check_token)]
-
-
-def _check_workers(value: int) -> int:
-    if value != 1:
-        raise PydanticCustomError("rule", "must be 1; this version runs one worker")
-    return value
-
-
-def _check_base_path(value: str) -> str:
-    if not value:
-        return value
-    try:
-        check_channel(value.removeprefix("/"))
-    except InvalidField:
-        value = ""
-    if not value.startswith("/"):
-        raise PydanticCustomError("rule", "must be empty, or start with / and not end with it")
-    return value
 
 
 class _Table(BaseModel):
@@ -145,9 +68,7 @@ class PublishSettings(_Table):
     event_limit_bytes: Count = 262144
     batch_limit_bytes: Count = 8388608
     batch_limit_events: Count = 10000
-    channel_limit_bytes: Annotated[_Whole, Field(ge=1, le=CHANNEL_LIMIT_BYTES)] = (
-        CHANNEL_LIMIT_BYTES
-    )
+    channel_limit_bytes: Annotated[Whole, Field(ge=1, le=CHANNEL_LIMIT_BYTES)] = CHANNEL_LIMIT_BYTES
     key_limit_bytes: Count = 255
     type_limit_bytes: Count = 255
     idempotency_seconds: WholeSeconds = 86400
@@ -157,7 +78,7 @@ class SnapshotSettings(_Table):
     """How snapshots are rendered and kept."""
 
     min_interval_ms: CountOrZero = 0
-    wait_seconds: Annotated[_Number, Field(ge=0, le=3600, allow_inf_nan=False)] = 2.0
+    wait_seconds: Annotated[Number, Field(ge=0, le=3600, allow_inf_nan=False)] = 2.0
     cache_limit_bytes: Count = 268435456
     inline_compression_limit_bytes: CountOrZero = 16384
 
@@ -167,7 +88,7 @@ class HistorySettings(_Table):
 
     limit_events: Count = 1000
     default_events: Count = 100
-    wait_limit_seconds: Annotated[_Whole, Field(ge=1, le=3600)] = 30
+    wait_limit_seconds: Annotated[Whole, Field(ge=1, le=3600)] = 30
     cache_limit_bytes: Count = 67108864
 
 
@@ -319,13 +240,11 @@ class Settings(BaseSettings):
     )
 
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
-    port: Annotated[_Whole, Field(ge=0, le=65535)] = 8080
-    redis: Annotated[str, AfterValidator(_check_redis)] = "embedded"
-    data_dir: Annotated[Path, BeforeValidator(_expand_data_dir)] = Field(
-        default_factory=default_data_dir
-    )
-    workers: Annotated[_Whole, AfterValidator(_check_workers)] = 1
-    base_path: Annotated[str, AfterValidator(_check_base_path)] = ""
+    port: Annotated[Whole, Field(ge=0, le=65535)] = 8080
+    redis: RedisUrl = "embedded"
+    data_dir: DataDir = Field(default_factory=default_data_dir)
+    workers: Workers = 1
+    base_path: BasePath = ""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     streams: StreamSettings = StreamSettings()
     publish: PublishSettings = PublishSettings()

@@ -14,7 +14,7 @@ from gateway.hub.rings import RingReader
 from gateway.hub.slices import Slices
 from gateway.hub.sockets import AVAILABLE as SOCKETS_AVAILABLE
 from gateway.hub.sockets import Sockets
-from gateway.hub.tail import Tail
+from gateway.hub.tail import Listener, Tail
 from gateway.hub.tombstones import forget_ended
 from gateway.protocol.batch import PublishLimits
 from gateway.protocol.namespace import Namespace
@@ -126,15 +126,7 @@ def build_gateway(settings: Settings, redis_url: str) -> Gateway:
     cache_life = CacheLife()
     sockets = _build_sockets(settings, hub)
     purging = build_purging(settings, store, metrics.purge_seconds.observe)
-    tails = {
-        name: Tail(
-            store,
-            Mirror(rules, settings.mirror.limit_bytes // len(namespaces)),
-            [hub, snapshots, slices, arrivals, *purging.purgers[name]],
-            settings.store.block_ms,
-        )
-        for name, rules in namespaces.items()
-    }
+    tails = _build_tails(settings, store, namespaces, purging, hub, snapshots, slices, arrivals)
     slices.follow(tails)
     names = Names(namespaces, settings.publish.channel_limit_bytes)
 
@@ -175,6 +167,24 @@ def build_gateway(settings: Settings, redis_url: str) -> Gateway:
     )  # fmt: skip
     _watch(gateway)
     return gateway
+
+
+def _build_tails(
+    settings: Settings,
+    store: RedisStore,
+    namespaces: Mapping[str, Namespace],
+    purging: Purging,
+    *listeners: Listener,
+) -> dict[str, Tail]:
+    return {
+        name: Tail(
+            store,
+            Mirror(rules, settings.mirror.limit_bytes // len(namespaces)),
+            [*listeners, *purging.purgers[name]],
+            settings.store.block_ms,
+        )
+        for name, rules in namespaces.items()
+    }
 
 
 def _build_snapshots(settings: Settings, store: RedisStore) -> Snapshots:

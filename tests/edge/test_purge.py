@@ -14,7 +14,7 @@ from gateway.protocol.position import Position
 from gateway.purge.edges import NginxTarget, VarnishTarget
 from gateway.purge.request import Requests
 from gateway.purge.target import Purge, PurgeFailed
-from tests.edge.running import Edge, nginx, origin_of, varnish
+from tests.edge.running import Edge, nginx, origin_of, publish, varnish
 from tests.edge.test_codings import WHOLE
 from tests.running import Valkey, Worker, free_port, until, worker
 from tests.web.proxy import redis_proxy
@@ -35,9 +35,17 @@ async def edge_of(kind: str, directory: Path, port: int) -> AsyncIterator[Edge]:
         yield edge
 
 
-async def publish(session: aiohttp.ClientSession, origin: Worker, data: str) -> None:
-    async with session.post(f"{origin.url}/publish/a/b", data=data.encode()) as answer:
-        assert answer.status == 200
+@asynccontextmanager
+async def purged_edge(
+    kind: str, directory: Path, redis: Valkey
+) -> AsyncIterator[tuple[Edge, Worker]]:
+    """Run an edge, and the gateway behind it that purges it."""
+    port = free_port()
+    async with (
+        edge_of(kind, directory, port) as edge,
+        worker(redis.url, settings(kind, edge), port=port) as origin,
+    ):
+        yield edge, origin
 
 
 async def states(session: aiohttp.ClientSession, edge: Edge) -> dict[str, object]:
@@ -67,13 +75,9 @@ async def until_all_have(session: aiohttp.ClientSession, edge: Edge, state: str 
 async def test_an_edge_has_the_new_state_in_every_coding_long_before_the_old_one_ends(
     redis: Valkey, session: aiohttp.ClientSession, tmp_path: Path, kind: str
 ) -> None:
-    port = free_port()
-    async with (
-        edge_of(kind, tmp_path, port) as edge,
-        worker(redis.url, settings(kind, edge), port=port) as origin,
-    ):
+    async with purged_edge(kind, tmp_path, redis) as (edge, origin):
         for state in ("1", "2", "3"):
-            await publish(session, origin, state)
+            await publish(session, origin, "a/b", state)
             await until_all_have(session, edge, state)
             # What is there now stays there, from the cache.
             await until(lambda: not origin.gateway.purging.purgers["default"][0].pending)
@@ -102,11 +106,11 @@ async def test_a_worker_that_is_behind_cannot_put_the_old_state_back(
             worker(redis.url, given) as ahead,
             worker(proxy.url, {**alone, "snapshots": {"wait_seconds": 0.3}}, port=port) as behind,
         ):
-            await publish(session, ahead, "old")
+            await publish(session, ahead, "a/b", "old")
             await until(lambda: not ahead.gateway.purging.purgers["default"][0].pending)
             await until_all_have(session, edge, "old")
             proxy.hold(b"XREAD")
-            await publish(session, ahead, "new")
+            await publish(session, ahead, "a/b", "new")
             # It waits, says that it is behind, and is asked again: nothing old is taken for new.
             await until(lambda: ahead.gateway.purging.counters.failures >= 2)
             assert set((await states(session, edge)).values()) == {"old"}
@@ -121,17 +125,15 @@ async def test_a_worker_that_is_behind_cannot_put_the_old_state_back(
 async def test_nothing_of_another_epoch_is_left_at_an_edge_after_the_store_was_flushed(
     redis: Valkey, session: aiohttp.ClientSession, tmp_path: Path, kind: str
 ) -> None:
-    port = free_port()
     async with (
-        edge_of(kind, tmp_path, port) as edge,
-        worker(redis.url, settings(kind, edge), port=port) as origin,
+        purged_edge(kind, tmp_path, redis) as (edge, origin),
         redis.client() as store,
     ):
-        await publish(session, origin, "old")
+        await publish(session, origin, "a/b", "old")
         await until_all_have(session, edge, "old")
         await store.flushall()
         await until_all_have(session, edge, None)
-        await publish(session, origin, "new")
+        await publish(session, origin, "a/b", "new")
         await until_all_have(session, edge, "new")
 
 
@@ -147,12 +149,12 @@ async def test_an_address_that_refreshes_nothing_is_a_failure_and_harms_no_other
         given["purge"][f"{kind}_urls"] = [*wrong, edge.internal_url]
         async with worker(redis.url, given, port=port) as origin:
             *failing, working = origin.gateway.purging.purgers["default"]
-            await publish(session, origin, "1")
+            await publish(session, origin, "a/b", "1")
             await until(lambda: not working.pending)
             # Kept, and old from now on.
             assert set((await states(session, edge)).values()) == {"1"}
             for state in ("2", "3"):
-                await publish(session, origin, state)
+                await publish(session, origin, "a/b", state)
                 await until_all_have(session, edge, state)
             await until(lambda: failing[1].breaker.failures >= 3)
             assert not working.breaker.failures
@@ -163,7 +165,7 @@ async def test_an_old_answer_is_not_taken_for_a_refreshed_one(
     redis: Valkey, session: aiohttp.ClientSession, tmp_path: Path
 ) -> None:
     async with worker(redis.url) as origin, nginx(tmp_path, origin_of(origin.url)) as edge:
-        await publish(session, origin, "1")
+        await publish(session, origin, "a/b", "1")
         requests = Requests(5.0)
         target = NginxTarget(requests, edge.url, "")
         ahead = Purge("a/b", Position(2**52, 0))
@@ -181,10 +183,10 @@ async def test_what_changed_while_nobody_purged_is_new_at_the_edge_soon_after_th
     async with nginx(tmp_path, f"127.0.0.1:{port}") as edge:
         given = settings("nginx", edge)
         async with worker(redis.url, given, port=port) as first:
-            await publish(session, first, "old")
+            await publish(session, first, "a/b", "old")
             await until_all_have(session, edge, "old")
         async with worker(redis.url) as alone:
-            await publish(session, alone, "new")
+            await publish(session, alone, "a/b", "new")
         assert set((await states(session, edge)).values()) == {"old"}
         async with worker(redis.url, given, port=port):
             await until_all_have(session, edge, "new")
